@@ -1,0 +1,1 @@
+"""MusicLM in JAX and Flax: a sentence in, 24 kHz music out."""

@@ -1,0 +1,363 @@
+"""L3. Two forms of a trained model: training checkpoints (orbax) and exported directories.
+
+A training checkpoint holds the state and the position in the data, in one step directory, so that a
+resumed run goes on bit for bit.  An exported model is what other programs read:
+  model.safetensors  arrays named 'params/encoder/conv/kernel', 'codebooks/quantizer/embeddings'
+  config.json        {"format_version": 1, "model": "soundstream", "config": {...}, "extra": {...}}
+Loading one runs no code from it: no pickle, no gin.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+import safetensors
+import safetensors.numpy
+from etils import epath
+from jax.experimental import multihost_utils
+
+from musiclm_jax import errors
+from musiclm_jax.models import registry
+
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+WEIGHTS_FILE = 'model.safetensors'
+CONFIG_FILE = 'config.json'
+STORAGE_DTYPES = {'float32': np.float32, 'float16': np.float16, 'bfloat16': ml_dtypes.bfloat16}
+_STORED = {
+    'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16, 'I32': np.int32,
+    'U32': np.uint32, 'I64': np.int64, 'U8': np.uint8, 'BOOL': np.bool_,
+}  # fmt: skip
+
+
+# --- Exported models --------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportedModel:
+  """A model read from an exported directory: `module.apply(variables, ...)` runs it."""
+
+  name: str
+  config: Any
+  module: nn.Module
+  variables: dict[str, Any]
+  extra: dict[str, Any]
+  directory: epath.Path
+  fingerprint: str  # sha256 of model.safetensors: which weights, whatever the directory is called
+
+
+def export_model(
+    directory: str,
+    model_name: str,
+    config: Any,
+    variables: Mapping[str, Any],
+    *,
+    extra: Mapping[str, Any] | None = None,
+    text_files: Mapping[str, str] | None = None,
+    dtype: str = 'float32',
+) -> str:
+  """Writes an exported model and returns its fingerprint.
+
+  Args:
+    directory: made when missing; files in it with the same names are replaced.
+    model_name: key of `registry.MODELS`.
+    config: the model's config.
+    variables: {'params': tree, 'codebooks': tree, ...}, plain or boxed.
+    extra: JSON values that travel in config.json.
+    text_files: file name -> text, for example {'vocab.txt': '[PAD]\\n[UNK]\\n'}.
+    dtype: how floating point arrays are stored, 'float32', 'float16' or 'bfloat16'.  An array that
+      does not fit float16 (EMA counts may not) stays float32.
+  """
+  if dtype not in STORAGE_DTYPES:
+    raise errors.UserError(f'dtype {dtype!r} is not one of {", ".join(STORAGE_DTYPES)}')
+  variables = jax.device_get(nn.unbox(dict(variables)))
+  arrays = flax.traverse_util.flatten_dict(variables, sep='/')
+  _check_arrays(arrays, model_name, config, 'the variables to export')
+  stored = {name: _to_storage(array, dtype) for name, array in arrays.items()}
+  weights = safetensors.numpy.save(stored)
+  description = {
+      'format_version': FORMAT_VERSION,
+      'model': model_name,
+      'config': registry.config_to_json(config),
+      'extra': dict(extra or {}),
+  }
+  directory = epath.Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  for name, text in (text_files or {}).items():
+    _write(directory / name, text.encode())
+  _write(directory / CONFIG_FILE, (json.dumps(description, indent=2) + '\n').encode())
+  _write(directory / WEIGHTS_FILE, weights)
+  return hashlib.sha256(weights).hexdigest()
+
+
+def load_model(directory: str) -> ExportedModel:
+  """Returns the model of an exported directory; a directory that is not one is a UserError."""
+  directory = epath.Path(directory)
+  description = _read_description(directory / CONFIG_FILE)
+  name = description.get('model')
+  config_class, _ = registry.classes(name)
+  where = f'{directory / CONFIG_FILE}: config'
+  config = registry.config_from_json(config_class, description.get('config'), where)
+  weights = _read(directory / WEIGHTS_FILE)
+  arrays = _parse_weights(weights, directory / WEIGHTS_FILE)
+  shapes = _check_arrays(arrays, name, config, str(directory / WEIGHTS_FILE))
+  arrays = {key: jnp.asarray(array, shapes[key].dtype) for key, array in arrays.items()}
+  return ExportedModel(
+      name=name,
+      config=config,
+      module=registry.build(name, config),
+      variables=flax.traverse_util.unflatten_dict(arrays, sep='/'),
+      extra=dict(description.get('extra') or {}),
+      directory=directory,
+      fingerprint=hashlib.sha256(weights).hexdigest(),
+  )
+
+
+def _to_storage(array: np.ndarray, dtype: str) -> np.ndarray:
+  array = np.array(array, order='C')
+  if not jnp.issubdtype(array.dtype, jnp.floating):
+    return array
+  with np.errstate(over='ignore'):
+    cast = array.astype(STORAGE_DTYPES[dtype])
+  lost = np.isfinite(array) & ~np.isfinite(cast.astype(np.float32))
+  return array.astype(np.float32) if lost.any() else cast
+
+
+def _check_arrays(arrays: Mapping[str, Any], name: str, config: Any, where: str) -> dict[str, Any]:
+  """Returns the wanted shapes; a tensor missing, left over or of another shape is a UserError."""
+  try:
+    shapes = registry.variable_shapes(name, config)
+  except Exception as error:  # a config of a stranger: any line of the model may be the first to fail
+    reason = str(error).split('\n')[0]
+    raise errors.UserError(f'{where}: config does not build a {name}: {reason}') from error
+  shapes = flax.traverse_util.flatten_dict(shapes, sep='/')
+  for key in sorted(set(shapes) | set(arrays)):
+    if key not in arrays:
+      raise errors.UserError(f'{where}: tensor {key} is missing, wanted {shapes[key].shape}')
+    if key not in shapes:
+      raise errors.UserError(f'{where}: tensor {key} is not part of a {name} of this config')
+    if tuple(arrays[key].shape) != shapes[key].shape:
+      raise errors.UserError(
+          f'{where}: tensor {key} has shape {tuple(arrays[key].shape)}, wanted {shapes[key].shape}'
+      )
+    if jnp.issubdtype(arrays[key].dtype, jnp.floating) != jnp.issubdtype(
+        shapes[key].dtype, jnp.floating
+    ):
+      raise errors.UserError(
+          f'{where}: tensor {key} is {arrays[key].dtype}, wanted {shapes[key].dtype}'
+      )
+  return shapes
+
+
+def _parse_weights(weights: bytes, path: epath.Path) -> dict[str, np.ndarray]:
+  try:
+    tensors = safetensors.deserialize(weights)
+  except safetensors.SafetensorError as error:
+    raise errors.UserError(f'{path} is not a safetensors file: {error}') from error
+  arrays = {}
+  for name, tensor in tensors:
+    if tensor['dtype'] not in _STORED:
+      raise errors.UserError(
+          f'{path}: tensor {name} is {tensor["dtype"]}, wanted one of {", ".join(_STORED)}'
+      )
+    arrays[name] = np.frombuffer(tensor['data'], _STORED[tensor['dtype']]).reshape(tensor['shape'])
+  return arrays
+
+
+def _read_description(path: epath.Path) -> dict[str, Any]:
+  try:
+    description = json.loads(_read(path).decode())
+  except (ValueError, RecursionError) as error:
+    raise errors.UserError(f'{path} is not JSON: {error}') from error
+  if not isinstance(description, dict):
+    raise errors.UserError(f'{path} holds {type(description).__name__}, wanted a JSON object')
+  version = description.get('format_version')
+  if version != FORMAT_VERSION:
+    raise errors.UserError(f'{path}: format_version is {version!r}, wanted {FORMAT_VERSION}')
+  return description
+
+
+def _read(path: epath.Path) -> bytes:
+  if not path.parent.exists():
+    raise errors.UserError(f'{path.parent} does not exist, wanted a directory of an exported model')
+  if not path.exists():
+    raise errors.UserError(f'{path.parent} is not an exported model: it has no {path.name}')
+  return path.read_bytes()
+
+
+def _write(path: epath.Path, content: bytes) -> None:
+  """Writes under a temporary name first: a reader sees the old file or the new one."""
+  temporary = path.parent / f'.{path.name}.tmp'
+  temporary.write_bytes(content)
+  temporary.replace(path)
+
+
+# --- Training checkpoints ---------------------------------------------------------------------
+
+
+class _PositionHandler(ocp.CheckpointHandler):
+  """Writes a dataset iterator's position, one folder per host, beside the state of its step."""
+
+  def save(self, directory: epath.Path, args: '_SavePosition') -> None:
+    folder = self._folder(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    args.iterator.save(os.fspath(folder / 'position'))
+
+  def restore(self, directory: epath.Path, args: '_RestorePosition') -> None:
+    folder = self._folder(directory)
+    if not folder.exists():
+      raise errors.UserError(
+          f'{directory} has no position for host {jax.process_index()} of {jax.process_count()}:'
+          ' resume with as many hosts as wrote it'
+      )
+    args.iterator.restore(os.fspath(folder / 'position'))
+
+  def _folder(self, directory: epath.Path) -> epath.Path:
+    return epath.Path(directory) / f'host_{jax.process_index()}_of_{jax.process_count()}'
+
+
+@ocp.args.register_with_handler(_PositionHandler, for_save=True)
+@dataclasses.dataclass
+class _SavePosition(ocp.args.CheckpointArgs):
+  iterator: Any
+
+
+@ocp.args.register_with_handler(_PositionHandler, for_restore=True)
+@dataclasses.dataclass
+class _RestorePosition(ocp.args.CheckpointArgs):
+  iterator: Any
+
+
+class TrainingCheckpoints:
+  """The step directories of one run: WORKDIR/checkpoints/<step>/{state, data}."""
+
+  def __init__(self, workdir: str, max_to_keep: int | None = 3):
+    self._directory = _directory(workdir)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=max_to_keep, create=True, cleanup_tmp_directories=True
+    )
+    self._manager = ocp.CheckpointManager(
+        self._directory, options=options, item_names=('state', 'data')
+    )
+
+  def latest_step(self) -> int | None:
+    """Returns the last step written, None when there is none."""
+    return self._manager.latest_step()
+
+  def save(self, step: int, state: Any, iterator: Any) -> None:
+    """Takes a copy of the state and of the data position now; files are written meanwhile."""
+    self._manager.save(
+        step,
+        args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=_SavePosition(iterator)),
+        force=True,
+    )
+
+  def restore(self, wanted: Any, iterator: Any) -> Any:
+    """Returns the state of the last step that can be read, None when nothing was ever saved.
+
+    `wanted` gives shapes, dtypes and shardings; `iterator` moves to the same step's position.
+    Steps that cannot be read are moved to WORKDIR/damaged, with a line in the log.  When none can,
+    nothing is moved and the newest one's error is raised: starting over is the user's decision.
+    """
+    failures = {}
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      try:
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(wanted), data=_RestorePosition(iterator)
+            ),
+        )
+      except Exception as error:  # orbax, tensorstore and tf each raise their own
+        reason = ' '.join(str(error).split())[:300] or type(error).__name__
+        failures[step] = reason
+        log.warning('checkpoint %s cannot be read: %s', self._directory / str(step), reason)
+        continue
+      for damaged in failures:
+        self._set_aside(damaged)
+      log.info('restored step %d from %s', step, self._directory)
+      return restored['state']
+    if failures:
+      step, reason = next(iter(failures.items()))
+      raise errors.UserError(
+          f'no checkpoint in {self._directory} can be restored; step {step}: {reason}'
+      )
+    return None
+
+  def wait(self) -> None:
+    """Returns when everything saved is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+  def _set_aside(self, step: int) -> None:
+    """Moves a step out of the way, so that it can be written again."""
+    if jax.process_index() == 0:
+      folder = self._directory.parent / 'damaged'
+      folder.mkdir(parents=True, exist_ok=True)
+      target = folder / str(step)
+      if target.exists():
+        target.rmtree()
+      (self._directory / str(step)).rename(target)
+      log.warning('moved damaged checkpoint %d to %s', step, target)
+    multihost_utils.sync_global_devices(f'set_aside_{step}')
+    self._manager.reload()
+
+
+def read_variables(workdir: str, step: int | None = None) -> tuple[int, dict[str, Any]]:
+  """Returns (step, {'params': ..., **model_state}) as numpy arrays, without the optimizer.
+
+  Reads `step`, or the last step that can be read; neither objective nor data are needed.
+  """
+  directory = _directory(workdir)
+  steps = _steps(directory)
+  if step is not None and step not in steps:
+    raise errors.UserError(f'{directory} has no step {step}, only {sorted(steps)}')
+  for candidate in [step] if step is not None else sorted(steps, reverse=True):
+    try:
+      return candidate, _read_variables(directory / str(candidate) / 'state')
+    except Exception as error:  # as in restore
+      reason = ' '.join(str(error).split())[:300] or type(error).__name__
+      log.warning('checkpoint %s cannot be read: %s', directory / str(candidate), reason)
+  raise errors.UserError(f'no checkpoint in {directory} can be read')
+
+
+def _directory(workdir: str) -> epath.Path:
+  workdir = os.fspath(workdir)
+  if '://' not in workdir:
+    workdir = os.path.abspath(workdir)  # orbax refuses relative paths
+  return epath.Path(workdir) / 'checkpoints'
+
+
+def _steps(directory: epath.Path) -> list[int]:
+  if not directory.exists():
+    raise errors.UserError(f'{directory} does not exist, wanted the checkpoints of a training run')
+  options = ocp.CheckpointManagerOptions(read_only=True)
+  with ocp.CheckpointManager(directory, options=options) as manager:
+    return list(manager.all_steps())
+
+
+def _read_variables(path: epath.Path) -> dict[str, Any]:
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    saved = checkpointer.metadata(path).item_metadata.tree
+    wanted = {key: saved[key] for key in ('params', 'model_state') if key in saved}
+    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    tree = checkpointer.restore(
+        path,
+        args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True),
+    )
+  return {'params': tree['params'], **(tree.get('model_state') or {})}

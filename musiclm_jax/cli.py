@@ -1,0 +1,32 @@
+"""L0. What every command line shares; standard library only, so that `--help` answers at once."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+
+from musiclm_jax import errors
+
+
+def parser(description: str, examples: str) -> argparse.ArgumentParser:
+  """Returns an argument parser whose help ends with `examples`, one command a line."""
+  return argparse.ArgumentParser(
+      description=description,
+      epilog='examples:\n' + '\n'.join('  ' + line for line in examples.strip().splitlines()),
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+      allow_abbrev=False,
+  )
+
+
+def run(main: Callable[[], None]) -> None:
+  """Calls `main`; bad input ends as one line on stderr and exit code 1, a bug as a traceback."""
+  logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stderr, force=True)
+  try:
+    main()
+  except (errors.UserError, OSError) as error:
+    message = ' '.join(str(error).split())
+    print(f'error: {message}', file=sys.stderr)
+    sys.exit(1)
+  except KeyboardInterrupt:
+    print('interrupted', file=sys.stderr)
+    sys.exit(130)

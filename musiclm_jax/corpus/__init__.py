@@ -1,0 +1,1 @@
+"""A captioned corpus rendered from scores and from compositions of its own."""

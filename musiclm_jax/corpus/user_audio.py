@@ -1,0 +1,135 @@
+"""L2. A user's own recordings and captions, through the same door.
+
+Names and texts in the csv come from outside: paths stay inside the folder, ids are made here.
+"""
+
+import csv
+import os
+
+import numpy as np
+
+from musiclm_jax import errors
+
+SAMPLE_RATE = 24_000
+CLIP_SECONDS = 30.0
+_MIN_SECONDS = 5.0
+_MAX_CAPTION = 4000
+
+
+def read_table(folder: str, table: str) -> list[tuple[str, str, list[str], list[str]]]:
+  """Returns [(path as given, checked absolute path, captions, aspects)], one per file."""
+  if not os.path.isdir(folder):
+    raise errors.UserError(f'--add_folder={folder!r} is not a folder')
+  try:
+    with open(table, newline='', encoding='utf-8-sig') as f:
+      reader = csv.DictReader(f)
+      rows = list(reader)
+      columns = reader.fieldnames or []
+  except (UnicodeDecodeError, csv.Error) as error:
+    raise errors.UserError(f'--captions={table!r} is not a UTF-8 csv file: {error}') from error
+  if 'path' not in columns or 'caption' not in columns:
+    raise errors.UserError(
+      f'--captions={table!r} has columns {columns}; wanted path,caption[,aspects]'
+    )
+  found = {}
+  for number, row in enumerate(rows, start=2):
+    name, caption = (row['path'] or '').strip(), _clean(row['caption'])
+    if not name or not caption:
+      raise errors.UserError(f'{table!r} line {number}: path and caption must not be empty')
+    path = _inside(folder, name, f'{table!r} line {number}')
+    entry = found.setdefault(path, (name, path, [], []))
+    entry[2].append(caption)
+    entry[3].extend(a for a in (_clean(x) for x in (row.get('aspects') or '').split(';')) if a)
+  if not found:
+    raise errors.UserError(f'--captions={table!r} holds no rows')
+  return list(found.values())
+
+
+def _clean(text: str | None) -> str:
+  """Returns one line of printable text of bounded length."""
+  text = ''.join(c if c.isprintable() else ' ' for c in (text or ''))
+  return ' '.join(text.split())[:_MAX_CAPTION]
+
+
+def _inside(folder: str, name: str, where: str) -> str:
+  root = os.path.realpath(folder)
+  if '\0' in name:
+    raise errors.UserError(f'{where}: path {name!r} holds a zero byte')
+  path = os.path.realpath(os.path.join(root, name))
+  if os.path.isabs(name) or os.path.commonpath([root, path]) != root:
+    raise errors.UserError(f'{where}: path {name!r} leads outside {folder!r}')
+  if not os.path.isfile(path):
+    raise errors.UserError(f'{where}: {name!r} is not a file in {folder!r}')
+  return path
+
+
+def add(table, output: str, test_share: float, seed: int) -> list[dict]:
+  """Writes the clips of every file and returns their rows; the split is by file."""
+  import soundfile
+  from tqdm import tqdm
+
+  rng = np.random.default_rng([seed, 3])
+  num_test = round(len(table) * test_share)
+  test = set(rng.permutation(len(table))[:num_test].tolist())
+  rows = []
+  for index, (name, path, captions, aspects) in enumerate(tqdm(table, unit='file', desc='adding')):
+    piece = f'user_{index:05d}'
+    for clip, audio in enumerate(read_clips(path, name)):
+      clip_id = f'{piece}_{clip}'
+      soundfile.write(
+        os.path.join(output, 'audio', clip_id + '.flac'),
+        audio,
+        SAMPLE_RATE,
+        subtype='PCM_16',
+        format='FLAC',
+      )
+      rows.append(
+        {
+          'id': clip_id,
+          'path': f'audio/{clip_id}.flac',
+          'split': 'test' if index in test else 'train',
+          'captions': list(dict.fromkeys(captions)),
+          'aspects': list(dict.fromkeys(aspects)),
+          'piece': piece,
+          'seconds': round(len(audio) / SAMPLE_RATE, 3),
+          'source': _clean(name),
+          'licence': 'as provided by the user',
+          'metadata': {},
+        }
+      )
+  return rows
+
+
+def read_clips(path: str, name: str):
+  """Yields float32[<= 720000] mono clips at 24 kHz; a last one under 5 s is dropped."""
+  import soundfile
+  import soxr
+
+  try:
+    with soundfile.SoundFile(path) as f:
+      rate = f.samplerate
+      resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype='float32')
+      size, rest, count = int(CLIP_SECONDS * SAMPLE_RATE), np.zeros(0, np.float32), 0
+      finished = False
+      while not finished:
+        block = f.read(rate * 10, dtype='float32', always_2d=True)
+        finished = len(block) < rate * 10
+        mono = np.nan_to_num(block.mean(axis=1), nan=0.0, posinf=0.0, neginf=0.0)
+        rest = np.concatenate(
+          [rest, resampler.resample_chunk(mono.astype(np.float32), last=finished)]
+        )
+        while len(rest) >= size:
+          yield _safe(rest[:size])
+          rest, count = rest[size:], count + 1
+  except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
+    raise errors.UserError(f'{name!r} cannot be read as audio: {error}') from error
+  if len(rest) >= _MIN_SECONDS * SAMPLE_RATE or (count == 0 and len(rest) >= SAMPLE_RATE // 2):
+    yield _safe(rest)
+  elif count == 0:
+    raise errors.UserError(f'{name!r} holds less than half a second of audio')
+
+
+def _safe(audio: np.ndarray) -> np.ndarray:
+  """Returns `audio`, turned down when its peak is above 0.97."""
+  peak = float(np.abs(audio).max(initial=0.0))
+  return audio * (0.97 / peak) if peak > 0.97 else audio

@@ -1,0 +1,158 @@
+"""L2. Steps from a record to an example, dataset -> dataset; the tasks string them together.
+
+Axes: S samples, W MuLan windows, Q levels, T frames, D embedding.
+Randomness comes only through map_over_dataset's stateless seeds, and there is no py_function:
+the position of such a pipeline can be saved (data/datasets.py).
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from musiclm_jax import token_layout
+
+Preprocessor = Callable[[tf.data.Dataset], tf.data.Dataset]
+
+
+def random_crops(num_samples: int, crops_per_record: int = 1) -> Preprocessor:
+  """Returns a step from {'pcm': bytes, ..} to {'waveform': int16[S], ..}; other keys are kept.
+
+  Several crops of one record follow each other, so that 30 s are not read for 1 s of training;
+  the task's shuffle buffer then mixes them. A clip shorter than S is followed by silence:
+
+    crops of 3 samples:  pcm 5 6 7 8  ->  5 6 7   or   6 7 8;      pcm 5 6  ->  5 6 0
+  """
+  num_bytes = 2 * num_samples
+
+  @seqio.map_over_dataset(num_seeds=1)
+  def crop(example, seed):
+    pcm = example.pop('pcm')
+    # Only the crop is copied and decoded, not the whole clip.
+    silence = tf.repeat(tf.constant([b'\0']), tf.maximum(num_bytes - tf.strings.length(pcm), 0))
+    pcm = tf.strings.join([pcm, tf.strings.reduce_join(silence)])
+    last = tf.strings.length(pcm) // 2 - num_samples
+    start = tf.random.stateless_uniform([crops_per_record], seed, 0, last + 1, tf.int32)
+    pcm = tf.strings.substr(tf.repeat(pcm, crops_per_record), 2 * start,
+                            tf.fill([crops_per_record], num_bytes))
+    waveform = tf.io.decode_raw(pcm, tf.int16)
+    rest = {name: tf.repeat(value[None], crops_per_record, axis=0)
+            for name, value in example.items()}
+    return {'waveform': tf.ensure_shape(waveform, [crops_per_record, num_samples]), **rest}
+
+  return lambda dataset: crop(dataset).unbatch()
+
+
+def keep(*names: str) -> Preprocessor:
+  """Returns a step that drops every other feature."""
+  return seqio.map_over_dataset(lambda example: {name: example[name] for name in names})
+
+
+def captioned(dataset: tf.data.Dataset) -> tf.data.Dataset:
+  """Drops records without a caption."""
+  return dataset.filter(lambda example: tf.size(example['captions']) > 0)
+
+
+@seqio.map_over_dataset(num_seeds=1)
+def random_caption(example, seed):
+  """Replaces 'captions' string[n] by one of them, 'caption' string[]."""
+  captions = example.pop('captions')
+  index = tf.random.stateless_uniform([], seed, 0, tf.size(captions), tf.int32)
+  return {**example, 'caption': captions[index]}
+
+
+def tokenize_caption(vocabulary, length: int) -> Preprocessor:
+  """Returns a step from 'caption' to 'text_tokens' int32[length]: [CLS] a b [SEP] 0 0."""
+
+  @seqio.map_over_dataset
+  def tokenize(example):
+    ids = vocabulary.fit(vocabulary.encode_tf(example.pop('caption')), length)
+    ids = tf.pad(ids, [[0, length - tf.size(ids)]])
+    return {**example, 'text_tokens': tf.ensure_shape(ids, [length])}
+
+  return tokenize
+
+
+def parse_tokens(layout: token_layout.TokenLayout, embedding_dim: int) -> Preprocessor:
+  """Returns a step from a token record to its arrays.
+
+  {'mulan': int32[W, Q], 'mulan_embeddings': float32[W, D], 'semantic': int32[T_s, 1],
+  'acoustic': int32[T_a, Q]}
+  """
+
+  @seqio.map_over_dataset
+  def parse(example):
+    def codes(name):
+      levels = getattr(layout, name).num_levels
+      return tf.reshape(tf.cast(example[f'{name}_tokens'], tf.int32), [-1, levels])
+
+    embeddings = tf.cast(tf.io.decode_raw(example['mulan_embeddings'], tf.float16), tf.float32)
+    return {'mulan': codes('mulan'), 'semantic': codes('semantic'), 'acoustic': codes('acoustic'),
+            'mulan_embeddings': tf.reshape(embeddings, [-1, embedding_dim])}
+
+  return parse
+
+
+def crop_tokens(layout: token_layout.TokenLayout, stage: token_layout.StageLayout,
+                codebooks: np.ndarray, window_seconds: int, crops_per_record: int) -> Preprocessor:
+  """Returns a step from a record's arrays to {'prefix': int32[P], 'targets': int32[N]} of ids.
+
+  A crop starts on a whole second, so all streams start together. Frames after the end of a short
+  record are PAD. Window w covers the seconds [w, w + window_seconds): M of a crop are the codes
+  of the average embedding of the windows inside it, or of the one window nearest to the crop
+  when none is inside (a 3 s crop has the M of the 10 s around it).
+  """
+  clock = layout.semantic
+  seconds = int(np.ceil(stage.seconds))
+
+  @seqio.map_over_dataset(num_seeds=1)
+  def crop(example, seed):
+    record_seconds = tf.shape(example['semantic'])[0] // clock.frame_rate
+    starts = tf.random.stateless_uniform(
+        [crops_per_record], seed, 0, tf.maximum(record_seconds - seconds, 0) + 1, tf.int32)
+
+    def ids(stream, start):
+      if stream.name == layout.mulan.name:
+        codes = _crop_mulan(example, start, seconds, window_seconds, codebooks)
+      else:
+        source = example['semantic' if stream.name == layout.semantic.name else 'acoustic']
+        first = start * stream.frame_rate
+        codes = source[first:first + stream.num_frames(stage.seconds), stream.levels]
+      flat = tf.reshape(codes + stage.level_offsets(stream), [-1])
+      length = stream.num_frames(stage.seconds) * stream.num_levels
+      flat = tf.pad(flat, [[0, length - tf.size(flat)]], constant_values=token_layout.PAD_ID)
+      return tf.ensure_shape(flat, [length])
+
+    def one(start):
+      prefix = [ids(stream, start) for stream in stage.prefix]
+      return {'prefix': tf.concat(prefix, axis=0), 'targets': ids(stage.target, start)}
+
+    crops = [one(starts[i]) for i in range(crops_per_record)]
+    return {name: tf.stack([c[name] for c in crops]) for name in ('prefix', 'targets')}
+
+  return lambda dataset: crop(dataset).unbatch()
+
+
+def quantize(vector: tf.Tensor, codebooks: np.ndarray) -> tf.Tensor:
+  """Returns int32[Q]: the residual quantizer's codes of float32[D]; codebooks float32[Q, K, D]."""
+  codes = []
+  for codebook in np.asarray(codebooks, np.float32):
+    # argmin |v - e|^2 without the constant |v|^2
+    scores = tf.constant((codebook ** 2).sum(-1)) - 2 * tf.linalg.matvec(codebook, vector)
+    code = tf.argmin(scores, output_type=tf.int32)
+    vector -= tf.gather(codebook, code)
+    codes.append(code)
+  return tf.stack(codes)
+
+
+def _crop_mulan(example, start, seconds, window_seconds, codebooks):
+  """Returns int32[1, Q], the M codes of the crop [start, start + seconds)."""
+  num_windows = tf.shape(example['mulan'])[0]
+  inside = seconds - window_seconds + 1  # windows inside the crop
+  if inside <= 1:
+    nearest = start - (window_seconds - seconds) // 2
+    nearest = tf.clip_by_value(nearest, 0, num_windows - 1)
+    return example['mulan'][nearest][None]
+  embedding = tf.reduce_mean(example['mulan_embeddings'][start:start + inside], axis=0)
+  return quantize(tf.math.l2_normalize(embedding), codebooks)[None]

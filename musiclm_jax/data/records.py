@@ -1,0 +1,175 @@
+"""L2. Records on disk: waveform and token records as sharded TFRecord files of tf.train.Example.
+
+Axes: S samples, W MuLan windows, Q quantizers, T frames (T_s semantic, T_a acoustic).
+
+A waveform record (DIR/train-00000-of-00016.tfrecord, and DIR/info.json):
+
+  id        b'piece12-000'
+  pcm       int16 little endian, mono at 24 kHz, at most 30 s: 2 S bytes
+  captions  [b'A slow waltz for piano and cello.', b'sad piano']     may be empty
+  piece     b'piece12'           clips of one piece never fall into two splits
+
+A token record (TOKENS_DIR/train-..., layout.json, info.json, mulan_codebooks.npy), all raw codes:
+
+  id               b'piece12-000'
+  mulan_tokens     int64[W * Q]         window-major: q0 q1 .. of window 0, then of window 1
+  mulan_embeddings float16[W, 128] as bytes, little endian
+  semantic_tokens  int64[T_s]
+  acoustic_tokens  int64[T_a * Q]       frame-major: [[a0 a1] [b0 b1]] -> a0 a1 b0 b1
+"""
+
+import glob
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from musiclm_jax import audio
+from musiclm_jax import errors
+
+FORMAT_VERSION = 1
+CODEBOOKS_FILE = 'mulan_codebooks.npy'  # float32[Q, K, D] of the MuLan quantizer
+
+WAVEFORM_FEATURES = {
+    'id': tf.io.FixedLenFeature([], tf.string),
+    'pcm': tf.io.FixedLenFeature([], tf.string),
+    'captions': tf.io.RaggedFeature(tf.string),
+    'piece': tf.io.FixedLenFeature([], tf.string, default_value=''),
+}
+TOKEN_FEATURES = {
+    'id': tf.io.FixedLenFeature([], tf.string),
+    'mulan_tokens': tf.io.RaggedFeature(tf.int64),
+    'mulan_embeddings': tf.io.FixedLenFeature([], tf.string),
+    'semantic_tokens': tf.io.RaggedFeature(tf.int64),
+    'acoustic_tokens': tf.io.RaggedFeature(tf.int64),
+}
+
+
+def waveform_record(record_id: str, waveform: np.ndarray, captions: Iterable[str] = (),
+                    piece: str = '') -> bytes:
+  """Returns a serialised waveform record of float32[S] at 24 kHz."""
+  return _example({
+      'id': [record_id], 'piece': [piece], 'captions': list(captions),
+      'pcm': [audio.to_pcm16(waveform).astype('<i2').tobytes()],
+  })
+
+
+def token_record(record_id: str, tokens: Mapping[str, np.ndarray]) -> bytes:
+  """Returns a serialised token record.
+
+  `tokens`: mulan_tokens int[W, Q], mulan_embeddings float[W, 128], semantic_tokens int[T_s],
+  acoustic_tokens int[T_a, Q].
+  """
+  return _example({
+      'id': [record_id],
+      'mulan_embeddings': [np.asarray(tokens['mulan_embeddings']).astype('<f2').tobytes()],
+      'mulan_tokens': np.asarray(tokens['mulan_tokens']).reshape(-1),
+      'semantic_tokens': np.asarray(tokens['semantic_tokens']).reshape(-1),
+      'acoustic_tokens': np.asarray(tokens['acoustic_tokens']).reshape(-1),
+  })
+
+
+def shard_name(split: str, index: int, num_shards: int) -> str:
+  """Returns 'train-00003-of-00016.tfrecord'."""
+  return f'{split}-{index:05d}-of-{num_shards:05d}.tfrecord'
+
+
+def write_shard(path, serialised: Iterable[bytes]) -> int:
+  """Returns how many records were written; the shard appears whole or not at all."""
+  count = 0
+  with audio.atomic_path(path) as temporary, tf.io.TFRecordWriter(temporary) as writer:
+    for record in serialised:
+      writer.write(record)
+      count += 1
+  return count
+
+
+def list_shards(directory, split: str) -> list[str]:
+  """Returns the sorted shard paths of a split; a missing shard of the set is an error."""
+  paths = sorted(glob.glob(os.path.join(glob.escape(os.fspath(directory)), f'{split}-*.tfrecord')))
+  if not paths:
+    raise errors.UserError(f'{directory} holds no {split}-*.tfrecord files; '
+                           f'its splits are {splits(directory)}')
+  wanted = int(paths[0].removesuffix('.tfrecord').rsplit('-', 1)[1])
+  if len(paths) != wanted:
+    raise errors.UserError(f'{directory} holds {len(paths)} of {wanted} {split} shards')
+  return paths
+
+
+def splits(directory) -> list[str]:
+  """Returns the split names of a record directory, sorted."""
+  names = glob.glob(os.path.join(glob.escape(os.fspath(directory)), '*-of-*.tfrecord'))
+  return sorted({os.path.basename(name).rsplit('-', 3)[0] for name in names})
+
+
+def read_waveforms(directory, split: str) -> Iterator[dict]:
+  """Yields {'id', 'waveform': float32[S], 'captions': list[str], 'piece'} in file order."""
+  for path in list_shards(directory, split):
+    yield from read_waveform_shard(path)
+
+
+def read_waveform_shard(path) -> Iterator[dict]:
+  """Yields the records of one waveform shard as `read_waveforms` does."""
+  for serialised in tf.data.TFRecordDataset(os.fspath(path)).as_numpy_iterator():
+    feature = tf.train.Example.FromString(serialised).features.feature
+    yield {
+        'id': feature['id'].bytes_list.value[0].decode(),
+        'waveform': audio.from_pcm16(np.frombuffer(feature['pcm'].bytes_list.value[0], '<i2')),
+        'captions': [value.decode() for value in feature['captions'].bytes_list.value],
+        'piece': b''.join(feature['piece'].bytes_list.value).decode(),
+    }
+
+
+def read_tokens(directory, split: str) -> Iterator[dict]:
+  """Yields {'id', 'mulan_tokens' int32[W, Q], 'mulan_embeddings' float16[W, 128],
+  'semantic_tokens' int32[T_s], 'acoustic_tokens' int32[T_a, Q]} in file order."""
+  info = read_info(directory)
+  for path in list_shards(directory, split):
+    for serialised in tf.data.TFRecordDataset(path).as_numpy_iterator():
+      feature = tf.train.Example.FromString(serialised).features.feature
+
+      def integers(name, levels, feature=feature):
+        return np.array(feature[name].int64_list.value, np.int32).reshape(-1, levels)
+
+      embeddings = np.frombuffer(feature['mulan_embeddings'].bytes_list.value[0], '<f2')
+      mulan_tokens = integers('mulan_tokens', info['mulan_levels'])
+      yield {
+          'id': feature['id'].bytes_list.value[0].decode(),
+          'mulan_tokens': mulan_tokens,
+          'mulan_embeddings': embeddings.reshape(len(mulan_tokens), -1),
+          'semantic_tokens': integers('semantic_tokens', 1)[:, 0],
+          'acoustic_tokens': integers('acoustic_tokens', info['acoustic_levels']),
+      }
+
+
+def write_info(directory, info: Mapping) -> None:
+  """Writes info.json, the mark of a complete directory: it is written last."""
+  with audio.atomic_path(pathlib.Path(directory) / 'info.json') as temporary:
+    pathlib.Path(temporary).write_text(
+        json.dumps({'format_version': FORMAT_VERSION, **info}, indent=2) + '\n')
+
+
+def read_info(directory) -> dict:
+  """Returns info.json of a complete record directory."""
+  path = pathlib.Path(directory) / 'info.json'
+  if not pathlib.Path(directory).is_dir():
+    raise errors.UserError(f'{directory} does not exist, wanted a directory of records')
+  if not path.exists():
+    raise errors.UserError(f'{directory} has no info.json: not a directory of records, '
+                           'or its writing was interrupted')
+  return json.loads(path.read_text())
+
+
+def _example(features: Mapping) -> bytes:
+  def feature(values):
+    if isinstance(values, np.ndarray):
+      return tf.train.Feature(int64_list=tf.train.Int64List(value=values.astype(np.int64)))
+    values = [value.encode() if isinstance(value, str) else value for value in values]
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
+
+  features = {name: feature(values) for name, values in sorted(features.items())}
+  return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(
+      deterministic=True)

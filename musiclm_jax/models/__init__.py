@@ -1,0 +1,1 @@
+"""Flax modules: hyperparameters in a frozen config, parameters in a plain tree."""

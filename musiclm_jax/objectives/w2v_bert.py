@@ -1,0 +1,137 @@
+"""L2. w2v-BERT: beta (contrastive + alpha diversity) + gamma masked prediction.
+
+Axes: B batch, S samples, T frames, K distractors, G groups, V codes a group.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from musiclm_jax.models import quantizers
+from musiclm_jax.models import w2v_bert
+
+
+def sample_distractors(rng: jax.Array, mask: jax.Array, num_distractors: int) -> jax.Array:
+  """Returns int32[B, T, K]: for each frame, other masked frames of the same clip, uniformly.
+
+  mask 0 1 1 0 1, frame 2: each entry is 1 or 4. A frame without any other gets itself.
+  """
+  length = mask.shape[1]
+  count = mask.sum(1)[:, None, None]
+  masked_first = jnp.argsort(~mask, axis=1, stable=True)  # [B, T]: positions, masked ones in front
+  rank = (jnp.cumsum(mask, 1) - 1)[..., None]  # of a masked frame among the masked ones
+  others = jnp.maximum(count - 1, 1)
+  draw = jax.random.randint(rng, (*mask.shape, num_distractors), 0, others)
+  draw = jnp.where((draw >= rank) & (count > 1), draw + 1, draw)
+  flat = jnp.clip(draw, 0, length - 1).reshape(mask.shape[0], -1)
+  return jnp.take_along_axis(masked_first, flat, 1).reshape(draw.shape)
+
+
+def contrastive_logits(context, quantized, codes, distractors, temperature) -> jax.Array:
+  """Returns f32[B, T, 1 + K]: cosine / temperature to the frame's own target, then to distractors.
+
+  A distractor with the target's own code is no distractor: its logit is -inf.
+  """
+  def unit(x):
+    return x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + 1e-8)
+
+  batch, length, num_distractors = distractors.shape
+  flat = distractors.reshape(batch, -1)
+  # All pairs, then a gather of scalars: T * T numbers where vectors would be T * K * D.
+  scores = jnp.einsum('btd,bsd->bts', unit(context), unit(quantized)) / temperature
+  positive = jnp.diagonal(scores, axis1=1, axis2=2)[..., None]
+  negative = jnp.take_along_axis(scores, distractors, axis=2)
+  others = jnp.take_along_axis(codes, flat[..., None], axis=1)
+  others = others.reshape(batch, length, num_distractors, -1)
+  same = jnp.all(others == codes[:, :, None], -1)
+  return jnp.concatenate([positive, jnp.where(same, -jnp.inf, negative)], -1)
+
+
+def diversity_loss(code_probs: jax.Array) -> jax.Array:
+  """Returns f32[]: 1 - exp(entropy of the mean softmax) / V, a mean over groups; 0 is even use."""
+  mean = code_probs.mean((0, 1))  # [G, V]
+  return 1.0 - quantizers.perplexity(mean).mean() / mean.shape[-1]
+
+
+def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
+  return jnp.sum(x * mask) / jnp.maximum(mask.sum(), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class W2vBertObjective:
+  """Eats {'waveform': f32[B, S]}; SPEC.md 1.2 has the sources of the defaults."""
+  model_name: ClassVar[str] = 'w2v_bert'
+
+  config: w2v_bert.W2vBertConfig = w2v_bert.W2vBertConfig()
+  seconds: float = 10.0
+  num_distractors: int = 100
+  contrastive_temperature: float = 0.1
+  alpha: float = 0.1  # diversity within the contrastive loss
+  beta: float = 1.0
+  gamma: float = 1.0
+  gumbel_start: float = 2.0  # wav2vec 2.0's schedule: from start to end by a constant factor a step
+  gumbel_end: float = 0.5
+  gumbel_steps: int = 277_000  # 2 * 0.999995 ** 277_000 = 0.5
+
+  @property
+  def model(self) -> w2v_bert.W2vBert:
+    return w2v_bert.W2vBert(self.config)
+
+  def input_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    samples = round(self.seconds * self.config.input_sample_rate)
+    return {'waveform': jax.ShapeDtypeStruct((batch_size, samples), jnp.float32)}
+
+  def init(self, rng, batch):
+    """Returns (params, {}): the model keeps no state."""
+    names = ('params', 'mask', 'quantizer', 'dropout')
+    rngs = dict(zip(names, jax.random.split(rng, 4), strict=True))
+    return self.model.init(rngs, batch['waveform'])['params'], {}
+
+  def gumbel_temperature(self, step) -> jax.Array:
+    done = jnp.clip(jnp.float32(step) / self.gumbel_steps, 0.0, 1.0)
+    return self.gumbel_start * (self.gumbel_end / self.gumbel_start) ** done
+
+  def loss_fn(self, params, model_state, batch, rng, step):
+    """Returns (loss f32[], (model_state, metrics)), with masks, noise and dropout from `rng`."""
+    *keys, sample_rng = jax.random.split(rng, 4)
+    temperature = self.gumbel_temperature(step)
+    outputs = self.model.apply(
+        {'params': params}, batch['waveform'], temperature,
+        rngs=dict(zip(('mask', 'quantizer', 'dropout'), keys, strict=True)))
+    metrics = self.losses(outputs, sample_rng)
+    return metrics['loss'], (model_state, metrics | {'gumbel_temperature': temperature})
+
+  def eval_fn(self, params, model_state, batch):
+    """Returns the metrics with one fixed mask, no noise and no dropout."""
+    mask_rng, sample_rng = jax.random.split(jax.random.key(0))
+    outputs = self.model.apply(
+        {'params': params}, batch['waveform'], deterministic=True, rngs={'mask': mask_rng})
+    return self.losses(outputs, sample_rng)
+
+  def losses(self, outputs: w2v_bert.Outputs, rng: jax.Array) -> dict[str, jax.Array]:
+    """Returns 'loss', its terms, two accuracies over masked frames, and the code perplexity."""
+    mask = outputs.mask
+    distractors = sample_distractors(rng, mask, self.num_distractors)
+    scores = contrastive_logits(outputs.context, outputs.quantized, outputs.codes, distractors,
+                                self.contrastive_temperature)
+    contrastive = masked_mean(jax.nn.logsumexp(scores, -1) - scores[..., 0], mask)
+    diversity = diversity_loss(outputs.code_probs)
+    log_probs = jax.nn.log_softmax(outputs.logits)
+    nll = -jnp.take_along_axis(log_probs, outputs.codes[..., None], -1)[..., 0].mean(-1)
+    masked = masked_mean(nll, mask)
+    right = jnp.all(jnp.argmax(outputs.logits, -1) == outputs.codes, -1)
+    found = scores[..., 0] > jnp.max(scores[..., 1:], -1)
+    usage = jax.nn.one_hot(outputs.codes, self.config.num_codes).mean((0, 1))
+    loss = self.beta * (contrastive + self.alpha * diversity) + self.gamma * masked
+    return {
+        'loss': loss,
+        'contrastive': contrastive,
+        'diversity': diversity,
+        'masked_prediction': masked,
+        'contrastive_accuracy': masked_mean(found, mask),
+        'masked_accuracy': masked_mean(right, mask),
+        'code_perplexity': quantizers.perplexity(usage).mean(),
+        'masked_fraction': mask.mean(),
+    }

@@ -1,0 +1,178 @@
+"""L2. The mesh, the ONE table from logical axes to mesh axes, and the shardings of state and batch.
+
+No other file writes a PartitionSpec: arrays are named where they are made, and mapped here.
+"""
+
+import contextlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from musiclm_jax import errors
+
+MESH_AXES = ('data', 'fsdp', 'model')
+
+# logical axis of an array -> mesh axis (or axes, or None: whole on every device).  An axis of the
+# mesh is used once per array, by the first dimension that asks for it.
+LOGICAL_AXIS_RULES = (
+    ('batch', ('data', 'fsdp')),
+    ('length', None),
+    ('embed', 'fsdp'),
+    ('mlp', 'model'),
+    ('heads', 'model'),
+    ('kv', None),
+    ('vocab', 'model'),
+    ('layers', None),
+    ('conv_in', 'fsdp'),
+    ('conv_out', 'model'),
+    ('kernel', None),
+    ('codes', None),
+    ('code_dim', None),
+    ('mel', None),
+    ('joint', None),
+)
+
+
+def make_mesh(shape: tuple[int, int, int] = (-1, 1, 1), devices: Any = None) -> Mesh:
+  """Returns the mesh ('data', 'fsdp', 'model'); one entry may be -1 and takes what is left."""
+  devices = jax.devices() if devices is None else list(devices)
+  shape = tuple(shape)
+  wanted = f'mesh shape {shape} over {MESH_AXES}'
+  if len(shape) != len(MESH_AXES) or shape.count(-1) > 1 or any(n < 1 and n != -1 for n in shape):
+    raise errors.UserError(f'{wanted}: wanted three positive numbers, at most one of them -1')
+  known = int(np.prod([n for n in shape if n != -1]))
+  if len(devices) % known or (-1 not in shape and known != len(devices)):
+    raise errors.UserError(f'{wanted} does not fit {len(devices)} devices')
+  shape = tuple(len(devices) // known if n == -1 else n for n in shape)
+  return jax.make_mesh(
+      shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
+  )
+
+
+@contextlib.contextmanager
+def activate(mesh: Mesh):
+  """Inside, nn.with_logical_constraint resolves names on `mesh`; enter it outside of jit."""
+  with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_AXIS_RULES):
+    yield mesh
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+  """Raises a UserError when a batch cannot be split evenly over the devices that share it."""
+  num_shards = mesh.shape['data'] * mesh.shape['fsdp']
+  if batch_size < 1 or batch_size % num_shards:
+    raise errors.UserError(
+        f'batch_size {batch_size} is not divisible by {num_shards} devices'
+        f' (data {mesh.shape["data"]} x fsdp {mesh.shape["fsdp"]})'
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of a batch: its first dimension over data and fsdp."""
+  return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def host_shard(batch_size: int, mesh: Mesh) -> tuple[int, int]:
+  """Returns (shard index, number of shards) of the global batch that this host must read.
+
+  Hosts that share rows, because the model axis crosses hosts, get the same shard.
+  """
+  rows = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+  starts = [index[0].start or 0 for index in rows]
+  stops = [batch_size if index[0].stop is None else index[0].stop for index in rows]
+  size = max(stops) - min(starts)
+  if batch_size % size or min(starts) % size:
+    raise errors.UserError(
+        f'mesh {dict(mesh.shape)}: the rows of host {jax.process_index()} are not one shard'
+    )
+  return min(starts) // size, batch_size // size
+
+
+def global_batch(batch: dict[str, np.ndarray], batch_size: int, mesh: Mesh) -> dict[str, jax.Array]:
+  """Returns the global arrays [batch_size, ...] of which `batch` holds this host's rows."""
+  _, num_shards = host_shard(batch_size, mesh)
+  sharding = batch_sharding(mesh)
+
+  def to_global(name, array):
+    array = np.asarray(array)
+    if array.shape[:1] != (batch_size // num_shards,):
+      raise errors.UserError(
+          f'the dataset gave {name!r} of shape {array.shape},'
+          f' wanted {batch_size // num_shards} rows'
+      )
+    return jax.make_array_from_process_local_data(
+        sharding, array, (batch_size, *array.shape[1:])
+    )
+
+  return {name: to_global(name, array) for name, array in batch.items()}
+
+
+def to_host(tree: Any) -> Any:
+  """Returns `tree` as numpy arrays, gathered when other hosts hold parts of it."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def logical_names(boxed: Any) -> set[str]:
+  """Returns every logical axis name on the boxed parameters."""
+  specs = jax.tree.leaves(
+      nn.get_partition_spec(boxed), is_leaf=lambda spec: isinstance(spec, PartitionSpec)
+  )
+  axes = [axis for spec in specs if isinstance(spec, PartitionSpec) for axis in spec]
+  names = [axis if isinstance(axis, tuple) else (axis,) for axis in axes]
+  return {name for group in names for name in group if name is not None}
+
+
+def param_shardings(boxed: Any, mesh: Mesh) -> Any:
+  """Returns a plain tree of NamedShardings for boxed parameters (arrays or their shapes).
+
+  A dimension that its mesh axes do not divide stays whole.
+  """
+  unknown = logical_names(boxed) - {name for name, _ in LOGICAL_AXIS_RULES}
+  if unknown:
+    raise ValueError(f'logical axes {sorted(unknown)} are not in partitioning.LOGICAL_AXIS_RULES')
+  shardings = nn.logical_to_mesh_sharding(
+      nn.get_partition_spec(boxed), mesh, LOGICAL_AXIS_RULES
+  )
+  return jax.tree.map(_divisible, nn.unbox(boxed), shardings)
+
+
+def _divisible(shape: Any, sharding: NamedSharding) -> NamedSharding:
+  sizes = sharding.mesh.shape
+  axes = []
+  for length, axis in zip(shape.shape, sharding.spec, strict=False):
+    names = axis if isinstance(axis, tuple) else (axis,)
+    parts = int(np.prod([sizes[name] for name in names if name is not None]))
+    axes.append(axis if length % parts == 0 else None)
+  return NamedSharding(sharding.mesh, PartitionSpec(*axes))
+
+
+def like_params(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
+  """Returns shardings for `tree` (an optimizer state): where a leaf mirrors a parameter, its own.
+
+  {'mu': {'w': f32[4, 8]}, 'count': i32[]} with {'w': ('fsdp', 'model')} gives
+  {'mu': {'w': ('fsdp', 'model')}, 'count': ()}.  A leaf mirrors a parameter when its path ends with
+  the parameter's and its shape is the same.
+  """
+  known = {}
+  flat = jax.tree_util.tree_flatten_with_path(params)[0]
+  for (path, leaf), sharding in zip(flat, jax.tree.leaves(shardings), strict=True):
+    known[path] = (leaf.shape, sharding)
+  depths = sorted({len(path) for path in known}, reverse=True)
+
+  def find(path, leaf):
+    for depth in depths:
+      shape, sharding = known.get(path[len(path) - depth :], (None, None))
+      if shape == leaf.shape:
+        return sharding
+    return replicated(mesh)
+
+  return jax.tree_util.tree_map_with_path(find, tree)

@@ -1,0 +1,167 @@
+"""L2. Autoregressive decoding on the device: prefill, then one compiled loop over a KV cache.
+
+Axes: B batch, P prefix ids, G given target ids, N target ids, K codebook_size.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from musiclm_jax import errors, token_layout
+from musiclm_jax.models import transformer
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Static:
+  """What a compiled loop depends on, beside the shapes of its arguments."""
+
+  config: transformer.DecoderConfig
+  first_ids: tuple[int, ...]  # of each level
+  codebook_size: int
+  top_k: int
+  top_p: float
+
+
+def sample(config: transformer.DecoderConfig, params: Any, stage: token_layout.StageLayout,
+           prefix_ids: Array, rng: Array, temperature: float = 1.0, num_frames: int | None = None,
+           given: Array | None = None, top_k: int = 0, top_p: float = 1.0,
+           cache_block: int = 512, on_progress: Callable[[int, int], None] | None = None) -> Array:
+  """Returns target ids int32[B, num_frames * Q]: `given`, then a continuation.
+
+  Every id is legal at its position: only the logits of its level are ever computed.
+
+  Args:
+    params: of Decoder(config), scanned or not.
+    prefix_ids: int32[B, P] as StageLayout.flatten_prefix makes them, without BOS.
+    rng: one key, from which example i takes fold_in(rng, i), or one key an example [B]: a sample
+      depends on its own key alone, not on the batch it is in.
+    temperature: 0 takes the likeliest id.
+    num_frames: frames of the result, with the given ones; default and most: all of the stage.
+    given: int32[B, G], whole frames that the result starts with.
+    top_k: draw among the k likeliest ids only; 0 for all.
+    top_p: draw among the fewest ids that hold this much probability only.
+    cache_block: the cache grows by so many slots, so that early steps read little; each size is
+      compiled once.
+    on_progress: called now and then with (frames so far, frames in all).
+  """
+  prefix_ids, given = _check(stage, prefix_ids, given)
+  num_levels, batch_size = stage.target.num_levels, prefix_ids.shape[0]
+  num_frames = stage.target_frames if num_frames is None else num_frames
+  if not given.shape[1] // num_levels <= num_frames <= stage.target_frames:
+    raise errors.UserError(f'num_frames is {num_frames}, wanted {given.shape[1] // num_levels} '
+                           f'(given) to {stage.target_frames}')
+  config, params = _unrolled(config, params)
+  static = _Static(config, tuple(int(i) for i in stage.level_offsets(stage.target)),
+                   stage.codebook_size, top_k, top_p)
+  bos = jnp.full((batch_size, 1), token_layout.BOS_ID, jnp.int32)
+  tokens = jnp.concatenate([bos, prefix_ids, given], axis=1)
+  start, stop = tokens.shape[1] - 1, stage.prefix_length + num_levels * num_frames
+  ids = jnp.zeros((batch_size, stage.sequence_length + 1), jnp.int32)
+  ids = jax.lax.dynamic_update_slice(ids, tokens, (0, 0))  # slot i holds id i - 1
+  moments = stage.times if config.clock == 'time' else np.arange(stage.sequence_length)
+  moments = jnp.asarray(moments, jnp.int32)
+  keys = _example_keys(rng, batch_size)
+  size = lambda slots: min(-(-slots // cache_block) * cache_block, stage.sequence_length)
+  cache = _prefill(static, size(start + 1), params, tokens[:, :-1], moments)
+  while start < stop:
+    slots = size(start + 1)
+    if cache.positions.shape[0] < slots:
+      cache = transformer.grow_cache(cache, slots)
+    end = min(slots, stop)
+    ids, cache = _decode(static, params, ids, cache, moments, keys, start, end,
+                         jnp.float32(temperature), stage.prefix_length)
+    start = end
+    if on_progress:
+      ids.block_until_ready()
+      on_progress((start - stage.prefix_length) // num_levels, num_frames)
+  return ids[:, stage.prefix_length + 1:stop + 1]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _prefill(static: _Static, slots: int, params, tokens, moments) -> transformer.Cache:
+  """Returns a cache of `slots` slots that holds `tokens`."""
+  cache = transformer.init_cache(static.config, tokens.shape[0], slots)
+  _, cache = transformer.Decoder(static.config).apply(
+      {'params': params}, tokens, cache, moments[:tokens.shape[1]], method='hidden')
+  return cache
+
+
+@functools.partial(jax.jit, static_argnums=(0,), donate_argnums=(2, 3))
+def _decode(static: _Static, params, ids, cache, moments, keys, start, end, temperature,
+            prefix_length):
+  """Returns (ids with slots start + 1 .. end drawn, cache)."""
+  model, variables = transformer.Decoder(static.config), {'params': params}
+  tables = model.apply(variables, method='head')
+  tables = jnp.stack([tables[i:i + static.codebook_size] for i in static.first_ids])
+  tables = tables.astype(static.config.dtype)  # [Q, K, E]
+  first_ids = jnp.asarray(static.first_ids, jnp.int32)
+
+  def body(slot, carry):
+    ids, cache = carry
+    token = jax.lax.dynamic_slice_in_dim(ids, slot, 1, axis=1)
+    moment = jax.lax.dynamic_slice_in_dim(moments, slot, 1)
+    x, cache = model.apply(variables, token, cache, moment, method='hidden')
+    level = (slot - prefix_length) % len(static.first_ids)
+    table = jax.lax.dynamic_index_in_dim(tables, level, keepdims=False)
+    logits = jnp.einsum('BTE,KE->BTK', x, table, preferred_element_type=jnp.float32)[:, 0]
+    step_keys = jax.vmap(lambda key: jax.random.fold_in(key, slot))(keys)
+    code = draw(logits, step_keys, temperature, static.top_k, static.top_p)
+    ids = jax.lax.dynamic_update_slice(ids, (first_ids[level] + code)[:, None], (0, slot + 1))
+    return ids, cache
+
+  return jax.lax.fori_loop(start, end, body, (ids, cache))
+
+
+def draw(logits: Array, keys: Array, temperature: Array, top_k: int = 0, top_p: float = 1.0
+         ) -> Array:
+  """Returns int32[B]: one code for each row of logits float32[B, K], with that row's key."""
+  if top_k and top_k < logits.shape[-1]:
+    least = jax.lax.top_k(logits, top_k)[0][:, -1:]
+    logits = jnp.where(logits < least, -jnp.inf, logits)
+  if top_p < 1.0:
+    ordered = -jnp.sort(-logits, axis=-1)
+    probs = jax.nn.softmax(ordered / jnp.maximum(temperature, 1e-6), axis=-1)
+    kept = jnp.cumsum(probs, axis=-1) - probs < top_p  # the first id always is
+    least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
+    logits = jnp.where(logits < least, -jnp.inf, logits)
+  noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
+  return jnp.argmax(logits + temperature * noise, axis=-1).astype(jnp.int32)
+
+
+def _check(stage, prefix_ids, given):
+  prefix_ids = jnp.asarray(prefix_ids, jnp.int32)
+  if prefix_ids.ndim != 2 or prefix_ids.shape[1] != stage.prefix_length:
+    raise errors.UserError(f'prefix ids of the {stage.name} stage have shape '
+                           f'{list(prefix_ids.shape)}, wanted [batch, {stage.prefix_length}]')
+  batch_size = prefix_ids.shape[0]
+  given = jnp.zeros((batch_size, 0), jnp.int32) if given is None else jnp.asarray(given, jnp.int32)
+  if given.ndim != 2 or given.shape[0] != batch_size or given.shape[1] % stage.target.num_levels:
+    raise errors.UserError(
+        f'given ids of the {stage.name} stage have shape {list(given.shape)}, wanted '
+        f'[{batch_size}, a multiple of {stage.target.num_levels}]')
+  return prefix_ids, given
+
+
+def _example_keys(rng, batch_size):
+  """Returns one typed key an example."""
+  if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
+    rng = jax.random.wrap_key_data(rng)
+  if rng.ndim == 0:
+    return jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(batch_size))
+  if rng.shape != (batch_size,):
+    raise errors.UserError(f'rng has shape {rng.shape}, wanted () or ({batch_size},)')
+  return rng
+
+
+def _unrolled(config, params):
+  """Returns (config, params) without scan: a loop of layers inside the loop of steps is slow."""
+  if config.scan_layers:
+    params = transformer.unstack_layers(params, config.num_layers)
+  return dataclasses.replace(config, scan_layers=False, remat='none', query_chunk=0), params

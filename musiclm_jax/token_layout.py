@@ -1,0 +1,339 @@
+"""L0. Token ids: the only module that knows an id, an offset or the order of a sequence.
+
+Axes: B batch, T frames, Q levels (quantizers), P prefix ids, N target ids, L = P + N.
+
+A stage's sequence is its prefix streams, then its target stream, each frame-major and
+level-minor. Coarse stage with 2 mulan levels x 4 codes, 8 semantic codes, 2 coarse levels x 10:
+
+  ids        0 PAD   1 BOS   2 EOS   3 MASK
+  mulan      4..7    level 0     8..11   level 1
+  semantic  12..19   level 0
+  coarse    20..29   level 0    30..39   level 1          vocab_size 128 (40, rounded up)
+
+  mulan [[3 0]]   semantic [[5]]   coarse [[7 1] [2 9]]
+  -> 7 8 | 17 | 27 31 22 39
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from musiclm_jax import errors
+
+PAD_ID = 0  # SeqIO's padding: never a code, so that it drops out of every loss
+BOS_ID = 1
+EOS_ID = 2
+MASK_ID = 3
+NUM_RESERVED = 4
+VOCAB_MULTIPLE = 128  # a lane of the TPU's matrix unit
+FORMAT_VERSION = 1
+STAGES = ('semantic', 'coarse', 'fine')
+LAYOUT_FILE = 'layout.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenStream:
+  """Codes int[T, Q] in [0, codebook_size): Q = num_levels, T = seconds * frame_rate.
+
+  frame_rate 0 means one frame a clip (MuLan). first_level is the level of the recorded stream
+  that becomes level 0 here: fine of MusicLM is levels 4..11 of the codec.
+  """
+
+  name: str
+  num_levels: int
+  codebook_size: int
+  frame_rate: int
+  first_level: int = 0
+
+  @property
+  def levels(self) -> slice:
+    """Returns which levels of the recorded stream these are: `acoustic[:, stream.levels]`."""
+    return slice(self.first_level, self.first_level + self.num_levels)
+
+  def num_frames(self, seconds: float) -> int:
+    """Returns how many frames a crop of `seconds` has; an error when that is not a whole number."""
+    if not self.frame_rate:
+      return 1
+    frames = seconds * self.frame_rate
+    if frames <= 0 or abs(frames - round(frames)) > 1e-6:
+      raise errors.UserError(
+          f'{seconds} s is not a whole number of {self.name} frames at {self.frame_rate} Hz')
+    return round(frames)
+
+
+@dataclasses.dataclass(frozen=True)
+class StageLayout:
+  """Prefix streams, then one target stream; every level of every stream owns its ids."""
+
+  name: str
+  prefix: tuple[TokenStream, ...]
+  target: TokenStream
+  seconds: float
+
+  @property
+  def streams(self) -> tuple[TokenStream, ...]:
+    return (*self.prefix, self.target)
+
+  def stream(self, name: str) -> TokenStream:
+    for stream in self.streams:
+      if stream.name == name:
+        return stream
+    raise errors.UserError(
+        f'stage {self.name} has no stream {name!r}, only {[s.name for s in self.streams]}')
+
+  def first_id(self, stream: TokenStream) -> int:
+    """Returns the id of code 0 of level 0 of `stream`."""
+    first = NUM_RESERVED
+    for other in self.streams:
+      if other == stream:
+        return first
+      first += other.num_levels * other.codebook_size
+    raise errors.UserError(f'stage {self.name} has no stream {stream}')
+
+  def level_offsets(self, stream: TokenStream) -> np.ndarray:
+    """Returns int32[Q]: what to add to codes [..., T, Q] of `stream` to get ids."""
+    levels = np.arange(stream.num_levels, dtype=np.int32)
+    return self.first_id(stream) + stream.codebook_size * levels
+
+  @property
+  def vocab_size(self) -> int:
+    used = NUM_RESERVED + sum(s.num_levels * s.codebook_size for s in self.streams)
+    return -(-used // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+  @property
+  def prefix_length(self) -> int:
+    return sum(s.num_levels * s.num_frames(self.seconds) for s in self.prefix)
+
+  @property
+  def target_frames(self) -> int:
+    return self.target.num_frames(self.seconds)
+
+  @property
+  def target_length(self) -> int:
+    return self.target.num_levels * self.target_frames
+
+  @property
+  def sequence_length(self) -> int:
+    return self.prefix_length + self.target_length
+
+  @property
+  def codebook_size(self) -> int:
+    """Returns how many ids are legal at a target position."""
+    return self.target.codebook_size
+
+  @property
+  def first_ids(self) -> np.ndarray:
+    """Returns int32[N]: position i of the target may hold ids first_ids[i] + [0, codebook_size)."""
+    return np.tile(self.level_offsets(self.target), self.target_frames)
+
+  def legal_range(self, position: int) -> tuple[int, int]:
+    """Returns (first, past the last) legal id at `position` of the whole sequence of L ids."""
+    if not 0 <= position < self.sequence_length:
+      raise IndexError(f'position {position} of a {self.name} sequence of {self.sequence_length}')
+    for stream in self.streams:
+      length = stream.num_levels * stream.num_frames(self.seconds)
+      if position < length:
+        first = int(self.level_offsets(stream)[position % stream.num_levels])
+        return first, first + stream.codebook_size
+      position -= length
+    raise AssertionError('unreachable')
+
+  @property
+  def times(self) -> np.ndarray:
+    """Returns int32[L]: the moment of each position, in steps of the stream with most ids a second.
+
+    Coarse with 25 Hz semantic and 50 Hz x 4 levels, 200 steps a second:
+      mulan 6 levels: -6 .. -1;   semantic: 0 8 16 ..;   coarse: 0 1 2 3 | 4 5 6 7 | ..
+    so that a semantic token and the acoustic tokens of the same moment have equal times.
+    """
+    rate = max(s.frame_rate * s.num_levels for s in self.streams)
+    times = []
+    for stream in self.streams:
+      levels = np.arange(stream.num_levels)
+      if not stream.frame_rate:
+        times.append(levels - stream.num_levels)
+        continue
+      starts = np.arange(stream.num_frames(self.seconds)) * rate // stream.frame_rate
+      times.append((starts[:, None] + levels).reshape(-1))
+    return np.concatenate(times).astype(np.int32)
+
+  def flatten_stream(self, stream: TokenStream, codes: Any) -> Any:
+    """Returns ids int32[T * Q] or [B, T * Q] for codes [T, Q] or [B, T, Q], any number of frames."""
+    if codes.ndim not in (2, 3) or codes.shape[-1] != stream.num_levels:
+      raise errors.UserError(
+          f'{stream.name} codes have shape {list(codes.shape)}, wanted [frames, '
+          f'{stream.num_levels}] or [batch, frames, {stream.num_levels}]')
+    if isinstance(codes, np.ndarray):
+      _check_range(codes, stream)
+      codes = codes.astype(np.int32)
+    ids = codes + self.level_offsets(stream)
+    return ids.reshape(*ids.shape[:-2], -1)
+
+  def flatten_prefix(self, codes: Mapping[str, Any]) -> np.ndarray:
+    """Returns ids int32[P] or [B, P]; `codes` maps each prefix stream's name to [T, Q] / [B, T, Q]."""
+    return self._flatten(codes, self.prefix)
+
+  def flatten(self, codes: Mapping[str, Any]) -> np.ndarray:
+    """Returns ids int32[L] or [B, L]: the prefix, then the target."""
+    return self._flatten(codes, self.streams)
+
+  def _flatten(self, codes, streams):
+    ids = []
+    for stream in streams:
+      if stream.name not in codes:
+        raise errors.UserError(
+            f'stage {self.name} needs {stream.name} codes, got only {sorted(codes)}')
+      array = np.asarray(codes[stream.name])
+      wanted = stream.num_frames(self.seconds)
+      if array.ndim >= 2 and array.shape[-2] != wanted:
+        raise errors.UserError(
+            f'{stream.name} codes have {array.shape[-2]} frames, a {self.name} sequence of '
+            f'{self.seconds} s has {wanted}')
+      ids.append(self.flatten_stream(stream, array))
+    return np.concatenate(ids, axis=-1)
+
+  def unflatten(self, ids: Any) -> np.ndarray:
+    """Returns codes int32[T, Q] or [B, T, Q] of target ids [N] or [B, N], any whole frames.
+
+    Exact inverse of `flatten_stream(target, codes)`; an id outside its level is an error.
+    """
+    ids = np.asarray(ids)
+    num_levels, size = self.target.num_levels, self.target.codebook_size
+    if ids.ndim not in (1, 2) or ids.shape[-1] % num_levels:
+      raise errors.UserError(
+          f'{self.name} ids have shape {list(ids.shape)}, wanted a multiple of {num_levels} ids')
+    codes = ids.reshape(*ids.shape[:-1], -1, num_levels) - self.level_offsets(self.target)
+    wrong = np.argwhere(((codes < 0) | (codes >= size)).reshape(ids.shape))
+    if wrong.size:
+      where = tuple(wrong[0])
+      first = int(self.level_offsets(self.target)[where[-1] % num_levels])
+      raise errors.UserError(
+          f'id {ids[where]} at target position {where[-1]} of a {self.name} sequence is not in '
+          f'[{first}, {first + size})')
+    return codes.astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLayout:
+  """The three recorded streams and how the stages share them. The defaults are MusicLM's.
+
+  semantic: mulan -> semantic;   coarse: mulan, semantic -> acoustic[:, :coarse_levels];
+  fine: (mulan,) acoustic[:, :coarse_levels] -> acoustic[:, coarse_levels:].
+  """
+
+  mulan: TokenStream = TokenStream('mulan', 12, 1024, 0)
+  semantic: TokenStream = TokenStream('semantic', 1, 1024, 25)
+  acoustic: TokenStream = TokenStream('acoustic', 12, 1024, 50)
+  coarse_levels: int = 4
+  fine_uses_mulan: bool = False
+
+  def __post_init__(self):
+    for name in ('mulan', 'semantic', 'acoustic'):
+      if getattr(self, name).name != name:
+        raise errors.UserError(f'layout stream {name} is named {getattr(self, name).name!r}')
+    if not 0 < self.coarse_levels < self.acoustic.num_levels:
+      raise errors.UserError(
+          f'coarse_levels is {self.coarse_levels}, wanted 1 to {self.acoustic.num_levels - 1}')
+
+  @property
+  def coarse(self) -> TokenStream:
+    return dataclasses.replace(self.acoustic, name='coarse', num_levels=self.coarse_levels)
+
+  @property
+  def fine(self) -> TokenStream:
+    return dataclasses.replace(
+        self.acoustic, name='fine', num_levels=self.acoustic.num_levels - self.coarse_levels,
+        first_level=self.acoustic.first_level + self.coarse_levels)
+
+  def stage(self, name: str, seconds: float) -> StageLayout:
+    if name == 'semantic':
+      return StageLayout(name, (self.mulan,), self.semantic, seconds)
+    if name == 'coarse':
+      return StageLayout(name, (self.mulan, self.semantic), self.coarse, seconds)
+    if name == 'fine':
+      mulan = (self.mulan,) if self.fine_uses_mulan else ()
+      return StageLayout(name, (*mulan, self.coarse), self.fine, seconds)
+    raise errors.UserError(f'unknown stage {name!r}, wanted one of {list(STAGES)}')
+
+  def to_json(self) -> dict[str, Any]:
+    return dataclasses.asdict(self)
+
+  @classmethod
+  def from_json(cls, value: Mapping[str, Any]) -> 'TokenLayout':
+    try:
+      streams = {n: TokenStream(**value[n]) for n in ('mulan', 'semantic', 'acoustic')}
+      rest = {k: v for k, v in value.items() if k not in streams}
+      return cls(**streams, **rest)
+    except (KeyError, TypeError) as error:
+      raise errors.UserError(f'not a token layout: {error}') from error
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedLayout:
+  """What layout.json holds: the layout, and the sha256 of the weights of each tokenizer."""
+
+  layout: TokenLayout
+  tokenizers: Mapping[str, str]
+
+
+def write_layout(directory: str, layout: TokenLayout, tokenizers: Mapping[str, str]) -> None:
+  """Writes DIRECTORY/layout.json; tokenizers is {'mulan': sha256, 'semantic': .., 'acoustic': ..}."""
+  text = json.dumps({'format_version': FORMAT_VERSION, 'layout': layout.to_json(),
+                     'tokenizers': dict(tokenizers)}, indent=2)
+  _file(directory).write_text(text + '\n')
+
+
+def read_layout(directory: str) -> SavedLayout:
+  """Returns what DIRECTORY/layout.json says."""
+  path = _file(directory)
+  if not path.exists():
+    raise errors.UserError(f'{directory} has no {LAYOUT_FILE}')
+  try:
+    value = json.loads(path.read_text())
+    version = value['format_version']
+    if version != FORMAT_VERSION:
+      raise errors.UserError(f'{path} has format_version {version}, wanted {FORMAT_VERSION}')
+    return SavedLayout(TokenLayout.from_json(value['layout']), dict(value['tokenizers']))
+  except (json.JSONDecodeError, KeyError, TypeError) as error:
+    raise errors.UserError(f'{path} is not a token layout: {error}') from error
+
+
+def check_same(
+    a: SavedLayout | TokenLayout, b: SavedLayout | TokenLayout, a_name: str, b_name: str) -> None:
+  """Raises an error naming both sides and their first difference; a bare layout has no tokenizers."""
+  for key, x, y in _differences(_comparable(a, b), _comparable(b, a)):
+    raise errors.UserError(f'{a_name} and {b_name} do not fit: {key} is {x} in {a_name}, '
+                           f'{y} in {b_name}')
+
+
+def _comparable(value, other):
+  if isinstance(value, TokenLayout):
+    return {'layout': value.to_json()}
+  tokenizers = {} if isinstance(other, TokenLayout) else {'tokenizers': dict(value.tokenizers)}
+  return {'layout': value.layout.to_json(), **tokenizers}
+
+
+def _differences(a, b, path=''):
+  for key in sorted(a.keys() | b.keys()):
+    x, y, name = a.get(key), b.get(key), f'{path}{key}'
+    if isinstance(x, dict) and isinstance(y, dict):
+      yield from _differences(x, y, f'{name}.')
+    elif x != y:
+      yield name, x, y
+
+
+def _check_range(codes, stream):
+  wrong = np.argwhere((codes < 0) | (codes >= stream.codebook_size))
+  if wrong.size:
+    where = tuple(int(i) for i in wrong[0])
+    raise errors.UserError(
+        f'{stream.name} code {codes[where]} at {where} is not in [0, {stream.codebook_size})')
+
+
+def _file(directory):
+  from etils import epath  # also reads gs://; not needed for the arithmetic above
+
+  return epath.Path(directory) / LAYOUT_FILE

@@ -1,0 +1,390 @@
+"""L4. The training loop, for every model: mesh, data, state, restore, loop.
+
+WORKDIR afterwards holds:
+  checkpoints/<step>/  state and data position; the run goes on from the last one
+  metrics.csv          step,name,value
+  tensorboard/         scalars, audio and spectrograms
+  model.json           what tools/export.py needs beside a checkpoint
+  config.gin           the configuration, when the run came from gin
+"""
+
+import contextlib
+import json
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
+
+from musiclm_jax import checkpoints, errors, metric_writers, partitioning, train_state
+from musiclm_jax.models import registry
+from musiclm_jax.objectives import base
+
+log = logging.getLogger(__name__)
+
+_EVAL_SEED = 0  # held-out batches are the same in every run and at every step
+
+
+class TrainingDiverged(errors.UserError):
+  """The loss or the gradient is not finite: names the step and the last good checkpoint."""
+
+
+def train(
+    *,
+    workdir: str,
+    objective: base.Objective,
+    dataset: base.Dataset,
+    optimizer: optax.GradientTransformation,
+    total_steps: int,
+    batch_size: int,
+    eval_dataset: base.Dataset | None = None,
+    seed: int = 0,
+    mesh_shape: tuple[int, int, int] = (-1, 1, 1),
+    log_every: int = 100,
+    eval_every: int = 1000,
+    eval_batches: int = 8,
+    checkpoint_every: int = 1000,
+    max_to_keep: int | None = 3,
+    export_dir: str | None = None,
+    export_dtype: str = 'float32',
+    compilation_cache: str | None = None,
+    config_text: str | None = None,
+) -> train_state.TrainState:
+  """Trains until `total_steps`, or goes on from the last checkpoint in `workdir`; returns the state.
+
+  SIGTERM and SIGINT save a checkpoint and return early.  A resumed run is the same run bit for bit,
+  given the same dataset, seed, batch size and devices.
+
+  Args:
+    workdir: local or gs:// directory of the run.
+    objective: the model and its loss.
+    dataset: training batches.
+    optimizer: an optimizer of optimizers.py, or any optax transformation.
+    total_steps: when the run is done.
+    batch_size: examples per step, over all hosts.
+    eval_dataset: held-out batches, or None.
+    seed: of the parameters, the data order and every random draw.
+    mesh_shape: devices along ('data', 'fsdp', 'model'); -1 takes what is left.
+    log_every: steps between metrics; each is the mean over the steps since the last.
+    eval_every: steps between evaluations.
+    eval_batches: held-out batches per evaluation, always the same.
+    checkpoint_every: steps between checkpoints.
+    max_to_keep: checkpoints to keep, None for all.
+    export_dir: when set, the trained model is written there in its exported form.
+    export_dtype: how the exported model stores its arrays.
+    compilation_cache: directory where compiled programs wait for the next run.
+    config_text: text for WORKDIR/config.gin.
+  """
+  if compilation_cache:
+    jax.config.update('jax_compilation_cache_dir', str(compilation_cache))
+    jax_cache.reset_cache()  # it may have been opened, without a directory, by an earlier program
+  mesh = partitioning.make_mesh(mesh_shape)
+  partitioning.check_batch_size(batch_size, mesh)
+  _write_description(epath.Path(workdir), objective, config_text)
+
+  batches = _Batches(dataset, objective, batch_size, seed, mesh)
+  wanted = train_state.shapes(objective, optimizer, batch_size, mesh)
+  saved = checkpoints.TrainingCheckpoints(workdir, max_to_keep)
+  state = saved.restore(wanted, batches.iterator)
+  if state is None:
+    state = train_state.create(objective, optimizer, batch_size, mesh, seed, wanted)
+  step = start = int(state.step)
+  log.info('%s: %s parameters, step %d of %d on %s', objective.model_name,
+           f'{train_state.num_params(state):,}', step, total_steps, _devices(mesh))  # fmt: skip
+
+  train_step = make_train_step(objective, optimizer, wanted, mesh)
+  evaluate = _Evaluation(objective, eval_dataset, batch_size, eval_batches, mesh)
+  writer = metric_writers.MetricWriter(workdir, start)
+  progress = metric_writers.ProgressLine(start, total_steps)
+  window = []  # metrics of the steps since the last report, still on the device
+
+  with (
+      partitioning.activate(mesh),
+      _stop_signal() as stop,
+      contextlib.closing(saved),
+      contextlib.closing(writer),
+  ):
+    while step < total_steps:
+      state, metrics = train_step(state, next(batches))
+      step += 1
+      window.append(metrics)
+      # At most two steps run ahead: more would only pile up batches in the device's memory.
+      jax.block_until_ready(window[-3:-2])
+      if step == start + 1:
+        jax.block_until_ready(metrics)
+        progress.started(step)
+
+      stopping = stop.requested(step)
+      last = stopping or step == total_steps
+      logs, saves = last or step % log_every == 0, last or step % checkpoint_every == 0
+      evaluates = step == total_steps or (step % eval_every == 0 and not stopping)
+      if logs or saves or evaluates:
+        _check_finite(window, step, saved)
+      if logs:
+        means = _means(window)
+        window = []
+        progress.report(step, means['loss'])
+        writer.speed(step, progress.steps_per_second)
+        writer.scalars(step, {f'train/{name}': value for name, value in means.items()})
+      if saves:
+        saved.save(step, state, batches.iterator)
+      if evaluates and eval_dataset is not None:
+        writer.scalars(step, {f'eval/{k}': v for k, v in evaluate(state).items()})
+        writer.media(step, evaluate.media(state))
+        progress.started(step)
+      if stopping:
+        progress.end()
+        log.info('stopped at step %d of %d; the same command goes on from there', step, total_steps)
+        return state
+    progress.end()
+
+  if export_dir:
+    export(workdir, export_dir, dtype=export_dtype)
+  return state
+
+
+def make_train_step(objective, optimizer, wanted: train_state.TrainState, mesh):
+  """Returns the jitted (state, batch) -> (state, metrics); the state given is used up.
+
+  `wanted`: the state's shapes and shardings, see train_state.shapes.  Call it inside
+  partitioning.activate(mesh).
+  """
+
+  def train_step(state, batch):
+    rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    grad_fn = jax.value_and_grad(objective.loss_fn, has_aux=True)
+    (loss, (model_state, metrics)), gradients = grad_fn(
+        state.params, state.model_state, batch, rng, state.step
+    )
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = dict(
+        metrics,
+        loss=loss,
+        gradient_norm=optax.global_norm(gradients),
+        parameter_norm=optax.global_norm(params),
+    )
+    if hasattr(optimizer, 'learning_rate'):
+      metrics['learning_rate'] = optimizer.learning_rate(state.step)
+    state = state.replace(
+        step=state.step + 1, params=params, opt_state=opt_state, model_state=model_state
+    )
+    return state, metrics
+
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, wanted)
+  outputs = (shardings, partitioning.replicated(mesh))
+  return jax.jit(train_step, donate_argnums=0, out_shardings=outputs)
+
+
+def describe(
+    *, objective, dataset, optimizer, batch_size, seed=0, mesh_shape=(-1, 1, 1), **unused
+) -> str:
+  """Returns what `train` would run, as text: parameters, mesh, and the first batch's shapes.
+
+  Takes the arguments of `train`; writes nothing and computes nothing on the device.
+  """
+  del unused
+  mesh = partitioning.make_mesh(mesh_shape)
+  partitioning.check_batch_size(batch_size, mesh)
+  state = train_state.shapes(objective, optimizer, batch_size, mesh)
+  batch = _Batches(dataset, objective, batch_size, seed, mesh).next_host_batch()
+  count = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+  lines = [
+      f'model: {objective.model_name}, {train_state.num_params(state):,} parameters',
+      f'state: {count / 2**20:,.0f} MiB with the optimizer, over {_devices(mesh)}',
+      f'batch: {batch_size} examples',
+  ]
+  for name, array in sorted(batch.items()):
+    lines.append(f'  {name}: {array.dtype}{list(array.shape)}')
+  return '\n'.join(lines)
+
+
+def export(
+    workdir: str, output: str, step: int | None = None, dtype: str = 'float32'
+) -> tuple[int, str]:
+  """Writes the model of a run in its exported form; returns (step, fingerprint).
+
+  Reads the checkpoint of `step`, or the last, and WORKDIR/model.json: neither gin nor data.
+  """
+  path = epath.Path(workdir) / 'model.json'
+  if not path.exists():
+    raise errors.UserError(f'{workdir} is not the WORKDIR of a training run: it has no model.json')
+  model = json.loads(path.read_text())
+  config_class, _ = registry.classes(model['model'])
+  step, variables = checkpoints.read_variables(workdir, step)
+  if model['export_subtree']:
+    variables['params'] = variables['params'][model['export_subtree']]
+  fingerprint = checkpoints.export_model(
+      output,
+      model['model'],
+      registry.config_from_json(config_class, model['config'], f'{path}: config'),
+      variables,
+      extra=dict(model['extra'], step=step),
+      text_files=model['text_files'],
+      dtype=dtype,
+  )
+  log.info('exported step %d of %s to %s', step, workdir, output)
+  return step, fingerprint
+
+
+def _write_description(workdir: epath.Path, objective: base.Objective, config_text: str | None):
+  """Writes model.json and config.gin; a workdir that holds another model is a UserError."""
+  text_files = getattr(objective, 'export_text_files', None) or {}
+  description = {
+      'model': objective.model_name,
+      'config': registry.config_to_json(objective.config),
+      'export_subtree': getattr(objective, 'export_subtree', ''),
+      'extra': dict(getattr(objective, 'export_extra', None) or {}),
+      'text_files': {name: epath.Path(path).read_text() for name, path in text_files.items()},
+  }
+  path = workdir / 'model.json'
+  if path.exists():
+    old = json.loads(path.read_text())
+    for key in ('model', 'config'):
+      _check_same(old.get(key), description[key], key, workdir)
+  if jax.process_index() == 0:
+    workdir.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(description, indent=2) + '\n')
+    if config_text:
+      (workdir / 'config.gin').write_text(config_text)
+
+
+def _check_same(old: Any, new: Any, name: str, workdir: epath.Path) -> None:
+  if isinstance(old, dict) and isinstance(new, dict):
+    for key in sorted(set(old) | set(new)):
+      _check_same(old.get(key), new.get(key), f'{name}.{key}', workdir)
+  elif old != new:
+    raise errors.UserError(
+        f'{workdir} holds the run of another model: {name} is {old!r} there and {new!r} here;'
+        ' set another WORKDIR'
+    )
+
+
+class _Batches:
+  """Global batches of a dataset, checked against what the objective eats."""
+
+  def __init__(self, dataset, objective, batch_size, seed, mesh):
+    index, num_shards = partitioning.host_shard(batch_size, mesh)
+    self.iterator = dataset.iterator(batch_size // num_shards, seed, index, num_shards)
+    self._wanted = objective.input_shapes(batch_size // num_shards)
+    self._batch_size, self._mesh = batch_size, mesh
+
+  def next_host_batch(self) -> dict[str, np.ndarray]:
+    """Returns this host's rows of the next batch."""
+    try:
+      batch = {name: np.asarray(array) for name, array in next(self.iterator).items()}
+    except StopIteration:
+      raise errors.UserError('the dataset ended: it has no full batch left') from None
+    for name, wanted in self._wanted.items():
+      if name not in batch:
+        raise errors.UserError(f'the dataset gives {sorted(batch)}, the objective wants {name!r}')
+      got = batch[name]
+      if got.shape != wanted.shape or got.dtype != wanted.dtype:
+        raise errors.UserError(
+            f'the dataset gives {name!r} as {got.dtype}{list(got.shape)},'
+            f' the objective wants {wanted.dtype}{list(wanted.shape)}'
+        )
+    return {name: batch[name] for name in self._wanted}
+
+  def __next__(self) -> dict[str, jax.Array]:
+    return partitioning.global_batch(self.next_host_batch(), self._batch_size, self._mesh)
+
+
+class _Evaluation:
+  """Mean metrics, and media, over the same held-out batches every time."""
+
+  def __init__(self, objective, dataset, batch_size, num_batches, mesh):
+    def eval_step(state, batch):
+      return objective.eval_fn(state.params, state.model_state, batch)
+
+    self._step = jax.jit(eval_step, out_shardings=partitioning.replicated(mesh))
+    self._media_fn = getattr(objective, 'media_fn', None)
+    self._num_batches = num_batches
+    self._batches = lambda: _Batches(dataset, objective, batch_size, _EVAL_SEED, mesh)
+
+  def __call__(self, state: train_state.TrainState) -> dict[str, float]:
+    batches = self._batches()
+    metrics = []
+    for _ in range(self._num_batches):
+      metrics.append(self._step(state, next(batches)))
+      jax.block_until_ready(metrics[-3:-2])
+    return _means(metrics)
+
+  def media(self, state: train_state.TrainState) -> dict[str, tuple[str, np.ndarray, int]]:
+    if self._media_fn is None:
+      return {}
+    media = self._media_fn(state.params, state.model_state, next(self._batches()))
+    return {
+        name: (kind, partitioning.to_host(clips), rate)
+        for name, (kind, clips, rate) in media.items()
+    }
+
+
+def _means(window: list[dict[str, jax.Array]]) -> dict[str, float]:
+  """Returns the mean of every metric: [{'loss': 1.}, {'loss': 2.}] -> {'loss': 1.5}."""
+  window = jax.device_get(window)
+  return {name: float(np.mean([m[name] for m in window], dtype=np.float64)) for name in window[-1]}
+
+
+def _check_finite(window: list, step: int, saved: checkpoints.TrainingCheckpoints) -> None:
+  """Raises TrainingDiverged at the first step of the window that is not finite."""
+  names = ('loss', 'gradient_norm', 'parameter_norm')
+  values = jax.device_get([[metrics[name] for name in names] for metrics in window])
+  for number, norms in enumerate(values, start=step - len(values) + 1):
+    if not np.isfinite(norms).all():
+      saved.wait()
+      good = saved.latest_step()
+      found = ', '.join(f'{name} {value}' for name, value in zip(names, norms, strict=True))
+      raise TrainingDiverged(
+          f'training diverged at step {number}: {found};'
+          f' last good checkpoint: {"none" if good is None else f"step {good}"}'
+      )
+
+
+class _Stop:
+  """Whether this run was asked to stop; on several hosts, all learn it at the same step."""
+
+  def __init__(self):
+    self.signalled = False
+
+  def requested(self, step: int) -> bool:
+    if jax.process_count() > 1:
+      return multihost_utils.reached_preemption_sync_point(step)
+    return self.signalled
+
+
+@contextlib.contextmanager
+def _stop_signal() -> Iterator[_Stop]:
+  """Inside, SIGTERM and SIGINT ask for a stop after the current step; a second one is final."""
+  stop = _Stop()
+  if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+    yield stop  # handlers belong to the main thread; JAX itself listens when there are many hosts
+    return
+  old = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+  def restore(*_):
+    for number, handler in old.items():
+      signal.signal(number, handler)
+
+  def ask(*_):
+    stop.signalled = True
+    restore()
+
+  for number in old:
+    signal.signal(number, ask)
+  try:
+    yield stop
+  finally:
+    restore()
+
+
+def _devices(mesh) -> str:
+  sizes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
+  return f'{mesh.size} {mesh.devices.flat[0].device_kind} device(s) ({sizes})'

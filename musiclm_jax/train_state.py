@@ -1,0 +1,96 @@
+"""L2. Everything that changes from one training step to the next, as one plain pytree."""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from musiclm_jax import partitioning
+from musiclm_jax.objectives import base
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """State after `step` steps; what a training checkpoint holds besides the data position.
+
+  step: int32[], number of steps taken.
+  params: plain tree (no axis boxes) of the model's parameters.
+  opt_state: optax state.
+  model_state: collections that the loss updates itself, as EMA codebooks; {} when there are none.
+  rng: uint32[2]; step `n` draws from fold_in(rng, n), so randomness needs no other state.
+  """
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+  model_state: Any
+  rng: jax.Array
+
+
+def shapes(
+    objective: base.Objective,
+    optimizer: optax.GradientTransformation,
+    batch_size: int,
+    mesh: Mesh,
+) -> TrainState:
+  """Returns the state as ShapeDtypeStructs that carry their sharding; nothing is computed."""
+  key = jax.random.key(0)
+  batch = objective.input_shapes(batch_size)
+  with partitioning.activate(mesh):
+    boxed, _ = jax.eval_shape(objective.init, key, batch)
+    abstract = jax.eval_shape(_init(objective, optimizer, batch_size), 0)
+  params = partitioning.param_shardings(boxed, mesh)
+  whole = partitioning.replicated(mesh)
+  shardings = TrainState(
+      step=whole,
+      params=params,
+      opt_state=partitioning.like_params(abstract.opt_state, abstract.params, params, mesh),
+      model_state=jax.tree.map(lambda _: whole, abstract.model_state),
+      rng=whole,
+  )
+  return jax.tree.map(
+      lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+      abstract,
+      shardings,
+  )
+
+
+def create(
+    objective: base.Objective,
+    optimizer: optax.GradientTransformation,
+    batch_size: int,
+    mesh: Mesh,
+    seed: int,
+    wanted: TrainState,
+) -> TrainState:
+  """Returns the state at step 0, each device making only its own part (`wanted`: see shapes)."""
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, wanted)
+  with partitioning.activate(mesh):
+    return jax.jit(_init(objective, optimizer, batch_size), out_shardings=shardings)(seed)
+
+
+def num_params(state: TrainState) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(state.params))
+
+
+def _init(objective, optimizer, batch_size):
+  def init(seed):
+    key = jax.random.PRNGKey(seed)
+    batch = {
+        name: jnp.zeros(shape.shape, shape.dtype)
+        for name, shape in objective.input_shapes(batch_size).items()
+    }
+    boxed, model_state = objective.init(jax.random.fold_in(key, 1), batch)
+    params = nn.unbox(boxed)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        model_state=nn.unbox(model_state),
+        rng=jax.random.fold_in(key, 2),
+    )
+
+  return init

@@ -1,0 +1,52 @@
+"""Installs the packages `musiclm_jax` and `tasks`; `gin/` and `tools/` are used from the clone."""
+
+import pathlib
+
+import setuptools
+
+# Lower bounds are the versions the test suite runs with. Upper bounds only where something breaks.
+CORE = [
+    'etils[epath]>=1.15',
+    'flax>=0.12.8',
+    'gin-config>=0.5',
+    'importlib_resources>=6',  # imported, not declared, by tensorflow-datasets 4.9.10
+    'jax>=0.10.2',
+    'librosa>=0.11',
+    'matplotlib>=3.11',
+    'numpy>=2.4',
+    'optax>=0.2.8',
+    'orbax-checkpoint>=0.12.8',
+    'safetensors>=0.8',
+    'seqio>=0.0.20',
+    'soundfile>=0.14',
+    'soxr>=1.1',
+    'tensorboardX>=2.6.5',
+    'tensorflow>=2.21',
+    'tensorflow-datasets>=4.9.10',
+    'tensorflow-text>=2.21',
+    'tokenizers>=0.23',
+    'tqdm>=4.70',
+]
+EXTRAS = {
+    'corpus': ['mido>=1.3.3', 'pyfluidsynth>=1.4'],
+    'test': ['pytest>=9.2', 'pytest-timeout>=2.4', 'ruff>=0.17', 'scipy>=1.17'],
+    'tpu': ['jax[tpu]>=0.10.2'],
+    'gcs': ['google-cloud-storage>=3.17', 'gcsfs>=2026.10'],
+    # Beam 2.77 holds protobuf below 7; sentencepiece 0.2.3 then fails when seqio imports it.
+    'beam': ['apache-beam>=2.77', 'google-crc32c>=1.7', 'sentencepiece<0.2.3'],
+    'parity': ['torch>=2.13', 'transformers>=5'],
+}
+
+setuptools.setup(
+    name='musiclm-jax',
+    version='0.1.0',
+    description='MusicLM in JAX and Flax: a sentence in, 24 kHz music out.',
+    long_description=pathlib.Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    packages=setuptools.find_packages(include=['musiclm_jax', 'musiclm_jax.*', 'tasks', 'tasks.*']),
+    package_data={'musiclm_jax': ['pretrained/**/*', 'corpus/*.json', 'corpus/*.txt']},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+)

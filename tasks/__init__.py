@@ -1,0 +1,1 @@
+"""SeqIO tasks over waveform records and token records."""

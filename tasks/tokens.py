@@ -1,0 +1,55 @@
+"""L5. Crops of token records as ids of one stage, for the semantic, coarse and fine models."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from musiclm_jax import errors
+from musiclm_jax import token_layout
+from musiclm_jax.data import preprocessors
+from musiclm_jax.data import records
+from tasks import sources
+
+
+def tokens(directory: sources.Directories, layout: token_layout.TokenLayout, stage: str,
+           seconds: float, crops_per_record: int = 1,
+           shuffle_buffer_size: int = 1024) -> seqio.Task:
+  """Returns an unregistered task of {'prefix': int32[P], 'targets': int32[N]}, ids of `stage`.
+
+  `layout` must have the streams the records were written with (layout.json); which levels are
+  coarse is the reader's choice. All directories must come from the same tokenizers.
+  """
+  directories = sources.as_list(directory)
+  source = sources.records_source(directories, 'tokens', records.TOKEN_FEATURES)
+  saved = [token_layout.read_layout(path) for path in directories]
+  recorded = dataclasses.replace(saved[0].layout, coarse_levels=layout.coarse_levels,
+                                 fine_uses_mulan=layout.fine_uses_mulan)
+  token_layout.check_same(layout, recorded, 'the configured layout', directories[0])
+  for other, path in zip(saved[1:], directories[1:], strict=True):
+    token_layout.check_same(saved[0], other, directories[0], path)
+  codebooks = _codebooks(directories[0])
+  window_seconds = int(records.read_info(directories[0])['window_seconds'])
+  stage_layout = layout.stage(stage, seconds)
+  return seqio.Task(
+      f'tokens_{stage}',
+      source=source,
+      preprocessors=[
+          preprocessors.parse_tokens(layout, embedding_dim=codebooks.shape[-1]),
+          preprocessors.crop_tokens(layout, stage_layout, codebooks, window_seconds,
+                                    crops_per_record),
+      ],
+      output_features={'prefix': sources.integers(tf.int32),
+                       'targets': sources.integers(tf.int32)},
+      shuffle_buffer_size=shuffle_buffer_size,
+  )
+
+
+def _codebooks(directory: str) -> np.ndarray:
+  """Returns float32[Q, K, D], the MuLan quantizer that extract_tokens left beside the records."""
+  path = pathlib.Path(directory) / records.CODEBOOKS_FILE
+  if not path.exists():
+    raise errors.UserError(f'{directory} has no {records.CODEBOOKS_FILE}')
+  return np.load(path, allow_pickle=False).astype(np.float32)

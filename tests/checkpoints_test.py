@@ -1,0 +1,266 @@
+"""Exported directories: exact round trip, every hostile directory a named error; damaged steps."""
+
+import json
+import pickle
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from musiclm_jax import checkpoints, errors
+from musiclm_jax.models import quantizers, registry, transformer
+
+CONFIG = transformer.DecoderConfig(
+    vocab_size=128, num_layers=2, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32
+)
+
+
+@pytest.fixture(scope='module')
+def variables():
+  shapes = registry.variable_shapes('semantic', CONFIG)
+  rng = np.random.default_rng(0)
+  return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
+
+
+@pytest.fixture
+def exported(tmp_path, variables):
+  checkpoints.export_model(
+      tmp_path / 'm', 'semantic', CONFIG, variables, extra={'step': 7}, text_files={'vocab.txt': 'a\n'}
+  )
+  return tmp_path / 'm'
+
+
+def assert_same(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_export_and_load_is_the_identity(exported, variables):
+  model = checkpoints.load_model(exported)
+  assert (model.name, model.config, model.extra) == ('semantic', CONFIG, {'step': 7})
+  assert_same(model.variables, variables)
+  assert (exported / 'vocab.txt').read_text() == 'a\n'
+  assert sorted(path.name for path in exported.iterdir()) == ['config.json', 'model.safetensors', 'vocab.txt']
+  logits, _ = model.module.apply(model.variables, jnp.ones((1, 4), jnp.int32))
+  assert logits.shape == (1, 4, 128)
+
+
+def test_fingerprint_is_of_the_weights(exported, variables, tmp_path):
+  same = checkpoints.export_model(tmp_path / 'other', 'semantic', CONFIG, variables)
+  assert checkpoints.load_model(exported).fingerprint == same
+  changed = jax.tree.map(lambda leaf: leaf + 1, variables)
+  assert checkpoints.export_model(tmp_path / 'third', 'semantic', CONFIG, changed) != same
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+def test_half_precision_storage_loads_as_float32(tmp_path, variables, dtype):
+  checkpoints.export_model(tmp_path, 'semantic', CONFIG, variables, dtype=dtype)
+  loaded = checkpoints.load_model(tmp_path).variables
+  rounded = jax.tree.map(lambda a: a.astype(checkpoints.STORAGE_DTYPES[dtype]).astype(np.float32), variables)
+  assert_same(loaded, rounded)
+  size = (tmp_path / 'model.safetensors').stat().st_size
+  assert size < 2.2 * sum(leaf.size for leaf in jax.tree.leaves(variables)) + 4000
+
+
+def test_what_float16_cannot_hold_stays_float32(tmp_path):
+  config = quantizers.KMeansConfig(dim=2, num_centroids=3)
+  shapes = registry.variable_shapes('semantic_quantizer', config)
+  big = jax.tree.map(lambda leaf: np.full(leaf.shape, 1e6, np.float32), shapes)
+  checkpoints.export_model(tmp_path, 'semantic_quantizer', config, big, dtype='float16')
+  assert_same(checkpoints.load_model(tmp_path).variables, big)
+
+
+def test_export_checks_what_it_writes(tmp_path, variables):
+  with pytest.raises(errors.UserError, match='dtype .int8. is not one of float32'):
+    checkpoints.export_model(tmp_path, 'semantic', CONFIG, variables, dtype='int8')
+  with pytest.raises(errors.UserError, match='is missing'):
+    checkpoints.export_model(tmp_path, 'semantic', CONFIG, {'params': {}})
+  assert not list(tmp_path.iterdir())
+
+
+def edit_config(directory, **changes):
+  path = directory / 'config.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def config_with(**changes):
+  return registry.config_to_json(CONFIG) | changes
+
+
+HOSTILE_CONFIGS = [
+    (dict(model='semantik'), "unknown model 'semantik': did you mean 'semantic'"),
+    (dict(model=None), 'unknown model None'),
+    (dict(model=['semantic']), 'unknown model'),
+    (dict(format_version=2), 'format_version is 2, wanted 1'),
+    (dict(config=3), 'config is 3, wanted a JSON object'),
+    (dict(config=config_with(nul_layers=3)), "unknown field 'nul_layers'"),
+    (dict(config=config_with(num_layers='3')), "num_layers is '3', wanted int"),
+    (dict(config=config_with(position='above')), 'position'),
+    (dict(config=config_with(dtype='os.system')), 'does not build a semantic'),
+    (dict(config=config_with(emb_dim=-1)), 'does not build a semantic'),
+    (dict(config=config_with(mlp_dim=33)), 'shape .*32.*, wanted .*33'),
+    (dict(config=config_with(tie_embeddings=True)), 'is not part of a semantic'),
+]
+
+
+@pytest.mark.parametrize('changes, wanted', HOSTILE_CONFIGS, ids=lambda value: str(value)[:40])
+def test_hostile_config_is_a_named_error(exported, changes, wanted):
+  edit_config(exported, **changes)
+  with pytest.raises(errors.UserError, match=wanted):
+    checkpoints.load_model(exported)
+
+
+def weights_of(exported):
+  return safetensors.numpy.load_file(exported / 'model.safetensors')
+
+
+def test_tensors_are_consumed_exactly(exported):
+  path, tensors = exported / 'model.safetensors', weights_of(exported)
+  name = sorted(tensors)[0]
+  cases = [
+      ({k: v for k, v in tensors.items() if k != name}, f'tensor {name} is missing'),
+      (tensors | {'params/extra': np.zeros(2, np.float32)}, 'tensor params/extra is not part of'),
+      (tensors | {name: tensors[name].astype(np.int32)}, f'tensor {name} is int32, wanted float32'),
+      (tensors | {name: tensors[name].astype(np.float64)}, f'tensor {name} is F64, wanted one of'),
+  ]
+  for content, wanted in cases:
+    path.write_bytes(safetensors.numpy.save(content))
+    with pytest.raises(errors.UserError, match=wanted):
+      checkpoints.load_model(exported)
+
+
+class Bomb:
+  def __reduce__(self):
+    return (pytest.fail, ('a pickle was opened',))
+
+
+def test_broken_files_are_named_and_nothing_is_run(exported, tmp_path):
+  weights, config = exported / 'model.safetensors', exported / 'config.json'
+  good = weights.read_bytes()
+  for content in (b'', good[:-1], b'\xff' * 64, pickle.dumps(Bomb())):
+    weights.write_bytes(content)
+    with pytest.raises(errors.UserError, match='model.safetensors is not a safetensors file'):
+      checkpoints.load_model(exported)
+  weights.unlink()
+  with pytest.raises(errors.UserError, match='it has no model.safetensors'):
+    checkpoints.load_model(exported)
+  for content in (b'\xff', b'{', b'[' * 100_000, pickle.dumps(Bomb())):
+    config.write_bytes(content)
+    with pytest.raises(errors.UserError, match='config.json is not JSON'):
+      checkpoints.load_model(exported)
+  config.write_text('[]')
+  with pytest.raises(errors.UserError, match='wanted a JSON object'):
+    checkpoints.load_model(exported)
+  config.unlink()
+  with pytest.raises(errors.UserError, match='it has no config.json'):
+    checkpoints.load_model(exported)
+  with pytest.raises(errors.UserError, match='nowhere does not exist'):
+    checkpoints.load_model(tmp_path / 'nowhere')
+
+
+def test_bfloat16_parses():
+  content = safetensors.numpy.save({'a': np.ones(3, ml_dtypes.bfloat16)})
+  assert checkpoints._parse_weights(content, 'x')['a'].dtype == ml_dtypes.bfloat16
+
+
+@pytest.mark.parametrize('name', ['soundstream', 'w2v_bert', 'mulan', 'semantic'])
+def test_config_json_is_exact(name):
+  config_class, _ = registry.classes(name)
+  config = config_class()
+  text = json.dumps(registry.config_to_json(config))
+  assert registry.config_from_json(config_class, json.loads(text)) == config
+
+
+class Counter:
+  """An iterator that is nothing but its position."""
+
+  def __init__(self, position=0):
+    self.position = position
+
+  def save(self, path):
+    with open(path, 'w', encoding='utf-8') as file:
+      file.write(str(self.position))
+
+  def restore(self, path):
+    with open(path, encoding='utf-8') as file:
+      self.position = int(file.read())
+
+
+def state_at(step):
+  return {'params': {'w': jnp.full((2, 3), float(step))}, 'model_state': {}, 'step': jnp.asarray(step)}
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  saved = checkpoints.TrainingCheckpoints(tmp_path, max_to_keep=3)
+  for step in (1, 2, 3, 4):
+    saved.save(step, state_at(step), Counter(10 * step))
+  saved.close()
+  return tmp_path
+
+
+def restore(workdir):
+  saved, counter = checkpoints.TrainingCheckpoints(workdir), Counter()
+  wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state_at(0))
+  try:
+    return saved.restore(wanted, counter), counter.position
+  finally:
+    saved.close()
+
+
+def steps(workdir):
+  return sorted(int(path.name) for path in (workdir / 'checkpoints').iterdir() if path.name.isdigit())
+
+
+def test_the_last_step_is_restored_with_its_position(workdir):
+  assert steps(workdir) == [2, 3, 4]
+  state, position = restore(workdir)
+  assert position == 40
+  assert_same(state, jax.device_get(state_at(4)))
+
+
+def test_position_is_taken_at_the_save(tmp_path):
+  saved, counter = checkpoints.TrainingCheckpoints(tmp_path), Counter(5)
+  saved.save(1, state_at(1), counter)
+  counter.position = 6
+  saved.close()
+  assert restore(tmp_path)[1] == 5
+
+
+def test_damaged_steps_are_walked_over_and_set_aside(workdir, caplog):
+  (workdir / 'checkpoints' / '4' / 'state' / 'manifest.ocdbt').unlink()
+  for path in (workdir / 'checkpoints' / '3' / 'data').rglob('position'):
+    path.write_text('not a number')
+  state, position = restore(workdir)
+  assert (int(state['step']), position) == (2, 20)
+  assert 'checkpoints/4 cannot be read' in caplog.text
+  assert steps(workdir) == [2]
+  assert sorted(path.name for path in (workdir / 'damaged').iterdir()) == ['3', '4']
+  saved = checkpoints.TrainingCheckpoints(workdir)  # the step can be written again
+  saved.save(4, state_at(4), Counter(40))
+  saved.close()
+  assert restore(workdir)[1] == 40
+
+
+def test_all_steps_damaged_is_an_error_and_moves_nothing(workdir):
+  for path in (workdir / 'checkpoints').rglob('manifest.ocdbt'):
+    path.unlink()
+  with pytest.raises(errors.UserError, match='no checkpoint in .* can be restored; step 4'):
+    restore(workdir)
+  assert steps(workdir) == [2, 3, 4]
+  with pytest.raises(errors.UserError, match='no checkpoint in .* can be read'):
+    checkpoints.read_variables(workdir)
+
+
+def test_variables_are_read_without_the_rest(workdir):
+  step, found = checkpoints.read_variables(workdir)
+  assert step == 4 and list(found) == ['params']
+  np.testing.assert_array_equal(found['params']['w'], np.full((2, 3), 4.0))
+  assert checkpoints.read_variables(workdir, step=2)[0] == 2
+  with pytest.raises(errors.UserError, match=r'has no step 1, only \[2, 3, 4\]'):
+    checkpoints.read_variables(workdir, step=1)
+  (workdir / 'checkpoints' / '4' / 'state' / 'manifest.ocdbt').unlink()
+  assert checkpoints.read_variables(workdir)[0] == 3

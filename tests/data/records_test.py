@@ -1,0 +1,65 @@
+"""Records: what is read is what was written, whole or not at all."""
+
+import numpy as np
+import pytest
+
+from musiclm_jax import errors
+from musiclm_jax.data import records
+
+
+def _token_arrays():
+  return {'mulan_tokens': np.array([[1, 2], [3, 4], [5, 6]]),
+          'mulan_embeddings': np.linspace(-1, 1, 12).reshape(3, 4),
+          'semantic_tokens': np.arange(25), 'acoustic_tokens': np.arange(150).reshape(50, 3)}
+
+
+def test_waveform_record_round_trip(tmp_path):
+  waveform = np.array([0.5, -1.0, 0.25], np.float32)
+  path = tmp_path / records.shard_name('train', 0, 1)
+  assert path.name == 'train-00000-of-00001.tfrecord'
+  count = records.write_shard(path, [
+      records.waveform_record('a', waveform, ['slow', 'naïve'], 'piece'),
+      records.waveform_record('b', waveform[:1])])
+  assert count == 2
+  first, second = records.read_waveforms(tmp_path, 'train')
+  np.testing.assert_array_equal(first.pop('waveform'), waveform)
+  assert first == {'id': 'a', 'captions': ['slow', 'naïve'], 'piece': 'piece'}
+  assert second['captions'] == [] and second['piece'] == ''
+
+
+def test_token_record_round_trip(tmp_path):
+  arrays = _token_arrays()
+  records.write_shard(tmp_path / records.shard_name('my-split', 0, 1),
+                      [records.token_record('a', arrays)])
+  records.write_info(tmp_path, {'mulan_levels': 2, 'acoustic_levels': 3})
+  assert records.splits(tmp_path) == ['my-split']
+  (record,) = records.read_tokens(tmp_path, 'my-split')
+  assert record.pop('id') == 'a'
+  np.testing.assert_array_equal(record.pop('mulan_embeddings'),
+                                arrays.pop('mulan_embeddings').astype(np.float16))
+  assert record.keys() == arrays.keys()
+  for name, array in arrays.items():
+    assert record[name].dtype == np.int32
+    np.testing.assert_array_equal(record[name], array)
+
+
+def test_a_shard_that_fails_half_way_does_not_appear(tmp_path):
+  def broken():
+    yield records.waveform_record('a', np.zeros(3))
+    raise RuntimeError('half way')
+
+  with pytest.raises(RuntimeError, match='half way'):
+    records.write_shard(tmp_path / 'train-00000-of-00001.tfrecord', broken())
+  assert not list(tmp_path.iterdir())
+
+
+def test_incomplete_directories_are_named(tmp_path):
+  with pytest.raises(errors.UserError, match='does not exist'):
+    records.read_info(tmp_path / 'none')
+  with pytest.raises(errors.UserError, match='has no info.json'):
+    records.read_info(tmp_path)
+  records.write_shard(tmp_path / records.shard_name('train', 0, 2), [])
+  with pytest.raises(errors.UserError, match='holds 1 of 2 train shards'):
+    records.list_shards(tmp_path, 'train')
+  with pytest.raises(errors.UserError, match=r"no test-.* its splits are \['train'\]"):
+    records.list_shards(tmp_path, 'test')

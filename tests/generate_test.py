@@ -1,0 +1,157 @@
+"""Generation with small random models: the plumbing, not the music."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import soundfile
+
+from musiclm_jax import checkpoints, errors, generate, text, token_layout
+from musiclm_jax.models import mulan, quantizers, resnet, soundstream, transformer
+
+LAYOUT = token_layout.TokenLayout(
+    mulan=token_layout.TokenStream('mulan', 2, 8, 0),
+    semantic=token_layout.TokenStream('semantic', 1, 16, 25),
+    acoustic=token_layout.TokenStream('acoustic', 3, 16, 50),
+    coarse_levels=2,
+)
+SECONDS = {'semantic': 4, 'coarse': 2, 'fine': 1}
+CODEC = soundstream.SoundStreamConfig(
+    channels=2, dim=8, channel_multipliers=(1, 1, 2, 2), dilations=((1,),) * 4, num_quantizers=3,
+    codebook_size=16)
+DECODER = transformer.DecoderConfig(
+    num_layers=1, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16, scan_layers=False)
+
+
+def _export(directory, name, config, module, *inputs, **options):
+  rngs = {key: jax.random.key(1) for key in ('params', 'dropout')}
+  method = options.pop('method', None)
+  variables = dict(nn.unbox(module.init(rngs, *inputs, method=method)))
+  if 'codebooks' in variables:  # they start empty: training fills them
+    variables['codebooks'] = jax.tree.map(
+        lambda x: jax.random.normal(jax.random.key(2), x.shape) if x.ndim > 1 else x,
+        variables['codebooks'])
+  return checkpoints.export_model(directory / name, name, config, variables, **options)
+
+
+@pytest.fixture(scope='module')
+def system(tmp_path_factory) -> pathlib.Path:
+  directory = tmp_path_factory.mktemp('system')
+  vocab = directory / 'vocab.txt'
+  text.train_vocabulary(['slow calm piano music', 'loud fast rock with drums'], 200, str(vocab))
+  size = len(vocab.read_text().split('\n')) - 1
+  encoder = mulan.EncoderConfig(num_layers=1, emb_dim=16, num_heads=2, mlp_dim=16)
+  mulan_config = mulan.MulanConfig(
+      resnet=resnet.ResNetConfig(stage_sizes=(1, 1), stem_width=4, widths=(4, 8), norm_groups=2, norm='group'),
+      text=mulan.TextConfig(encoder=encoder, vocab_size=size, max_length=16), embedding_dim=8)
+  rvq = quantizers.ResidualVectorQuantizerConfig(dim=8, num_quantizers=2, codebook_size=8)
+  fingerprints = {
+      'acoustic': _export(directory, 'soundstream', CODEC, soundstream.SoundStream(CODEC),
+                          jnp.zeros((1, 960))),
+      'semantic': 'of a tokenizer that generation does not need',
+      'mulan': checkpoints.export_model(
+          directory / 'mulan_quantizer', 'mulan_quantizer', rvq,
+          {'codebooks': quantizers.codebook_variables(
+              jax.random.normal(jax.random.key(0), (2, 8, 8)))}),
+  }
+  _export(directory, 'mulan', mulan_config, mulan.Mulan(mulan_config),
+          jnp.zeros((1, 240_000)), jnp.ones((1, 8), jnp.int32),
+          text_files={'vocab.txt': vocab.read_text()})
+  for name, seconds in SECONDS.items():
+    config = dataclasses.replace(DECODER, vocab_size=LAYOUT.stage(name, seconds).vocab_size)
+    _export(directory, name, config, transformer.Decoder(config), jnp.ones((1, 4), jnp.int32),
+            extra={'stage': name, 'seconds': seconds, 'layout': LAYOUT.to_json()})
+    token_layout.write_layout(directory / name, LAYOUT, fingerprints)
+  token_layout.write_layout(directory, LAYOUT, fingerprints)
+  return directory
+
+
+@pytest.fixture(scope='module')
+def musiclm(system):
+  return generate.load(system)
+
+
+def test_window_starts_cover_everything():
+  assert generate.window_starts(10, 4, 2) == [0, 2, 4, 6]
+  assert generate.window_starts(10, 3, 3) == [0, 3, 6, 7]
+  assert generate.window_starts(3, 10, 5) == [0]
+  for total, window, step in ((30, 10, 5), (7, 3, 1), (10, 10, 5), (11, 10, 5)):
+    starts = generate.window_starts(total, window, step)
+    covered = {second for start in starts for second in range(start, start + window)}
+    assert covered == set(range(total)), (total, window, step)
+
+
+@pytest.mark.parametrize('seconds', [1.0, 4.5])
+def test_length_is_what_was_asked(musiclm, seconds):
+  waveforms = musiclm.generate(['slow piano'], seconds=seconds)
+  assert waveforms.shape == (1, round(24_000 * seconds)) and waveforms.dtype == np.float32
+  assert np.isfinite(waveforms).all() and np.abs(waveforms).max() <= 1
+
+
+def test_same_seed_same_music_whatever_the_batch(musiclm):
+  one = musiclm.generate(['slow piano'], seconds=3, seed=3)
+  two = musiclm.generate(['slow piano', 'slow piano'], seconds=3, seed=3)
+  np.testing.assert_allclose(two[:1], one, atol=1e-4)
+  assert np.abs(two[0] - two[1]).max() > 1e-3, 'samples of one prompt should differ'
+  other = musiclm.generate(['slow piano'], seconds=3, seed=4)
+  assert np.abs(other - one).max() > 1e-3
+
+
+def test_prompts_differ_in_their_tokens(musiclm):
+  codes = musiclm.mulan_codes(['slow calm piano music', 'loud fast rock with drums', 'slow calm piano music'])
+  assert codes.shape == (3, 1, 2)
+  np.testing.assert_array_equal(codes[0], codes[2])
+
+
+def test_files(system, tmp_path):
+  names = generate.generate_files(
+      prompt='slow piano', output=str(tmp_path / 'a.wav'), seconds=3, num_samples=2,
+      model=str(system), plot=True)
+  assert [pathlib.Path(name).name for name in names] == ['a-1.wav', 'a-2.wav']
+  waveform, rate = soundfile.read(names[1])
+  assert rate == 24_000 and waveform.shape == (72_000,)
+  assert (tmp_path / 'a-1.png').stat().st_size > 1000
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'prompt': '  '}, 'prompt is empty'),
+    ({'prompt': 'x' * 5000}, '5000 characters'),
+    ({'seconds': 0}, 'seconds is 0'),
+    ({'seconds': float('nan')}, 'seconds is nan'),
+    ({'num_samples': 0}, 'num_samples is 0'),
+    ({'output': 'a.mp3'}, 'wanted a name that ends with .wav'),
+    ({'output': '/proc/nowhere/a.wav'}, 'cannot be written'),
+    ({'model': '/does/not/exist'}, 'does not exist'),
+])
+def test_bad_requests_are_one_clear_error(system, tmp_path, change, message):
+  arguments = {'prompt': 'piano', 'output': str(tmp_path / 'a.wav'), 'model': str(system), 'seconds': 1}
+  with pytest.raises((errors.UserError, OSError), match=message):
+    generate.generate_files(**(arguments | change))
+
+
+def test_models_of_another_layout_are_refused(system, tmp_path):
+  broken = tmp_path / 'broken'
+  shutil.copytree(system, broken)
+  layout = json.loads((broken / 'coarse' / 'layout.json').read_text())
+  layout['layout']['semantic']['codebook_size'] = 32
+  (broken / 'coarse' / 'layout.json').write_text(json.dumps(layout))
+  with pytest.raises(errors.UserError, match='codebook_size is 16 in .*, 32 in .*coarse'):
+    generate.load(broken)
+
+
+def test_another_codec_is_refused(system, tmp_path):
+  broken = tmp_path / 'broken'
+  shutil.copytree(system, broken)
+  _export(broken, 'soundstream', CODEC, soundstream.SoundStream(CODEC), jnp.zeros((1, 480)))
+  path = broken / 'soundstream' / 'model.safetensors'
+  data = bytearray(path.read_bytes())
+  data[-1] ^= 1
+  path.write_bytes(bytes(data))
+  with pytest.raises(errors.UserError, match='tokenizers.acoustic'):
+    generate.load(broken)

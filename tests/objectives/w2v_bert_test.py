@@ -1,0 +1,133 @@
+"""w2v-BERT's losses against numpy and hand numbers; one batch can be learned."""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from musiclm_jax.models import w2v_bert as models
+from musiclm_jax.objectives import w2v_bert as objectives
+
+TINY = models.W2vBertConfig(
+    num_mels=16, conv_channels=4, emb_dim=32, num_heads=2, head_dim=16, mlp_dim=64,
+    contrastive_layers=1, prediction_layers=1, feature_layer=1, num_groups=1, num_codes=16,
+    code_dim=16)
+
+
+def test_distractors_are_other_masked_frames():
+  mask = jnp.array([[0, 1, 1, 0, 1, 0], [1, 0, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0]], bool)
+  drawn = objectives.sample_distractors(jax.random.key(0), mask, 200)
+  assert drawn.shape == (3, 6, 200)
+  assert set(np.unique(drawn[0, 2])) == {1, 4}
+  assert set(np.unique(drawn[0, 4])) == {1, 2}
+  assert set(np.unique(drawn[1, 0])) == {2}
+  assert set(np.unique(drawn[2, 3])) == {3}  # alone: itself, which carries its own code
+  assert abs((drawn[0, 2] == 1).mean() - 0.5) < 0.15
+
+
+def test_contrastive_logits_equal_numpy():
+  rng = np.random.default_rng(0)
+  context, quantized = rng.normal(size=(2, 2, 5, 4)).astype(np.float32)
+  codes = np.array([[[0], [1], [2], [1], [4]], [[0], [0], [2], [3], [4]]])
+  distractors = rng.integers(0, 5, (2, 5, 3))
+  logits = objectives.contrastive_logits(
+      jnp.asarray(context), jnp.asarray(quantized), jnp.asarray(codes), jnp.asarray(distractors),
+      0.1)
+  for b in range(2):
+    for t in range(5):
+      for k, other in enumerate([t, *distractors[b, t]]):
+        a, q = context[b, t], quantized[b, other]
+        wanted = a @ q / np.linalg.norm(a) / np.linalg.norm(q) / 0.1
+        if k and codes[b, other, 0] == codes[b, t, 0]:
+          wanted = -np.inf
+        np.testing.assert_allclose(logits[b, t, k], wanted, rtol=1e-4)
+
+
+def test_diversity_loss_by_hand():
+  uniform = jnp.full((2, 3, 2, 4), 0.25)
+  assert objectives.diversity_loss(uniform) == pytest.approx(0.0, abs=1e-5)
+  collapsed = jnp.zeros((2, 3, 1, 4)).at[..., 0].set(1.0)
+  assert objectives.diversity_loss(collapsed) == pytest.approx(1 - 1 / 4, abs=1e-5)
+  # One group over two codes evenly, one collapsed: 1 - (2 + 1) / 2 / 4. Frames are averaged first.
+  mixed = jnp.zeros((1, 2, 2, 4)).at[0, 0, 0, 0].set(1.0).at[0, 1, 0, 3].set(1.0)
+  mixed = mixed.at[:, :, 1, 2].set(1.0)
+  assert objectives.diversity_loss(mixed) == pytest.approx(1 - 1.5 / 4, abs=1e-5)
+
+
+def test_losses_by_hand():
+  # One clip, three frames, the first two masked; each other's only distractor.
+  codes = jnp.array([[[0], [1], [0]]])
+  outputs = models.Outputs(
+      context=jnp.array([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]]),
+      quantized=jnp.array([[[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]]),
+      code_probs=jax.nn.one_hot(codes, 2),
+      codes=codes,
+      logits=jnp.log(jnp.array([[[[0.75, 0.25]], [[0.9, 0.1]], [[0.5, 0.5]]]])),
+      mask=jnp.array([[True, True, False]]),
+  )
+  objective = objectives.W2vBertObjective(
+      dataclasses.replace(TINY, num_codes=2), num_distractors=2, contrastive_temperature=1.0,
+      alpha=0.1, beta=2.0, gamma=3.0)
+  metrics = objective.losses(outputs, jax.random.key(0))
+  e = math.e
+  contrastive = -(math.log(e / (e + 2)) + math.log(1 / (1 + 2 * e))) / 2
+  masked = -(math.log(0.75) + math.log(0.1)) / 2
+  share = (2 / 3, 1 / 3)
+  perplexity = math.exp(-sum(p * math.log(p) for p in share))
+  assert metrics['contrastive'] == pytest.approx(contrastive, rel=1e-4)
+  assert metrics['masked_prediction'] == pytest.approx(masked, rel=1e-4)
+  assert metrics['code_perplexity'] == pytest.approx(perplexity, rel=1e-4)
+  assert metrics['diversity'] == pytest.approx(1 - perplexity / 2, rel=1e-4)
+  assert metrics['contrastive_accuracy'] == 0.5
+  assert metrics['masked_accuracy'] == 0.5
+  assert metrics['loss'] == pytest.approx(
+      2 * (contrastive + 0.1 * (1 - perplexity / 2)) + 3 * masked, rel=1e-4)
+
+
+def test_temperature_schedule():
+  objective = objectives.W2vBertObjective(TINY, gumbel_steps=100)
+  temperature = [float(objective.gumbel_temperature(step)) for step in (0, 50, 100, 1000)]
+  np.testing.assert_allclose(temperature, [2.0, 1.0, 0.5, 0.5], rtol=1e-5)
+
+
+def _waveform():
+  """Returns f32[4, 48000]: a different melody of eight notes in each clip."""
+  time = np.arange(48_000) / 24_000
+  notes = np.random.default_rng(0).integers(48, 84, (4, 8)).repeat(6_000, 1)
+  return jnp.asarray(0.3 * np.sin(2 * np.pi * 440 * 2 ** ((notes - 69) / 12) * time), jnp.float32)
+
+
+def test_learns_one_batch_and_evaluates_deterministically():
+  objective = objectives.W2vBertObjective(
+      TINY, seconds=2.0, num_distractors=20, gumbel_steps=60)
+  batch = {'waveform': _waveform()}
+  assert objective.input_shapes(4)['waveform'].shape == batch['waveform'].shape
+  params, model_state = objective.init(jax.random.key(0), batch)
+  assert model_state == {}
+  params = nn.unbox(params)
+  optimizer = optax.adam(3e-3)
+  evaluate = jax.jit(lambda params: objective.eval_fn(params, {}, batch))
+
+  @jax.jit
+  def update(params, state, step):
+    rng = jax.random.fold_in(jax.random.key(1), step)
+    gradient, (_, metrics) = jax.grad(objective.loss_fn, has_aux=True)(
+        params, {}, batch, rng, step)
+    change, state = optimizer.update(gradient, state, params)
+    return optax.apply_updates(params, change), state, metrics
+
+  first, state = evaluate(params), optimizer.init(params)
+  for step in range(60):
+    params, state, metrics = update(params, state, step)
+  last, again = evaluate(params), evaluate(params)
+  jax.tree.map(np.testing.assert_array_equal, last, again)
+  assert set(last) == set(metrics) - {'gumbel_temperature'}
+  assert last['loss'] < 0.8 * first['loss']
+  assert last['masked_accuracy'] > first['masked_accuracy'] + 0.1
+  assert last['contrastive_accuracy'] > first['contrastive_accuracy'] + 0.1
+  assert last['code_perplexity'] > 3  # not by collapsing the codes

@@ -1,0 +1,123 @@
+"""From files of sound to waveform records."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from musiclm_jax import audio
+from musiclm_jax import errors
+from musiclm_jax import prepare_audio
+from musiclm_jax.data import records
+
+
+def _noise(seconds, seed=0, rate=24_000):
+  return 0.1 * np.random.default_rng(seed).standard_normal(int(seconds * rate)).astype(np.float32)
+
+
+def _read(directory):
+  return {split: {record['id']: record for record in records.read_waveforms(directory, split)}
+          for split in records.splits(directory)}
+
+
+@pytest.mark.parametrize('seconds, wanted', [
+    (70.5, [0, 24, 47, 70.5]), (30, [0, 30]), (60, [0, 30, 60]), (30.5, [0, 16, 30.5]),
+    (209.3, None), (89.99, None), (3600.7, None),
+])
+def test_clip_bounds_are_equal_whole_seconds(seconds, wanted):
+  bounds = prepare_audio.clip_bounds(round(seconds * 100), 30, 100)
+  cuts = [bounds[0][0], *(end for _, end in bounds)]
+  if wanted:
+    assert cuts == [round(value * 100) for value in wanted]
+  assert cuts[0] == 0 and cuts[-1] == round(seconds * 100)
+  assert all(cut % 100 == 0 for cut in cuts[:-1])
+  assert all(0 < end - start <= 3000 for start, end in bounds)
+
+
+def test_corpus_directory(tmp_path):
+  corpus = tmp_path / 'corpus'
+  clips = []
+  for i, split in enumerate(['train', 'train', 'test']):
+    audio.write(corpus / 'audio' / f'c{i}.flac', _noise(2.5, i))
+    clips.append({'id': f'c{i}', 'path': f'audio/c{i}.flac', 'split': split, 'piece': f'p{i}',
+                  'captions': [f'caption {i}', 'ünïcode'], 'aspects': [], 'seconds': 2.5})
+  (corpus / 'corpus.jsonl').write_text('\n'.join(map(json.dumps, clips)) + '\n')
+  summary = prepare_audio.prepare_audio(
+      input_dir=corpus, output_dir=tmp_path / 'out', progress=False)
+  assert summary.clips == {'train': 2, 'test': 1} and not summary.failed
+  read = _read(tmp_path / 'out')
+  assert {split: sorted(clips) for split, clips in read.items()} == {
+      'train': ['c0', 'c1'], 'test': ['c2']}
+  record = read['train']['c1']
+  assert record['captions'] == ['caption 1', 'ünïcode'] and record['piece'] == 'p1'
+  np.testing.assert_array_equal(
+      record['waveform'], audio.from_pcm16(audio.to_pcm16(_noise(2.5, 1))))
+  info = records.read_info(tmp_path / 'out')
+  assert info['clips'] == {'train': 2, 'test': 1} and info['longest_seconds'] == 2.5
+  with pytest.raises(errors.UserError, match='already holds records'):
+    prepare_audio.prepare_audio(input_dir=corpus, output_dir=tmp_path / 'out', progress=False)
+
+
+def _folder(tmp_path, count=6):
+  folder = tmp_path / 'music'
+  for i in range(count):
+    (folder / f'sub{i % 2}').mkdir(parents=True, exist_ok=True)
+    soundfile.write(folder / f'sub{i % 2}' / f'{i}.wav', _noise(3.2, i, 8000), 8000)
+  return folder
+
+
+def test_folder_is_cut_split_by_file_and_the_same_every_time(tmp_path):
+  folder = _folder(tmp_path)
+  (folder / 'captions.csv').write_text('path,caption\nsub0/0.wav,slow piano\nsub0/0.wav,sad\n'
+                                       'gone.wav,nothing\n')
+  reads = []
+  for name, workers in (('a', 1), ('b', 3)):
+    prepare_audio.prepare_audio(
+        input_dir=folder, output_dir=tmp_path / name, captions=folder / 'captions.csv',
+        clip_seconds=2, test_fraction=0.3, num_shards=2, num_workers=workers, progress=False)
+    reads.append(_read(tmp_path / name))
+    for path in (tmp_path / name).glob('*.tfrecord'):
+      assert path.read_bytes() == (tmp_path / 'a' / path.name).read_bytes()
+  train, test = reads[0]['train'], reads[0]['test']
+  assert train and test and len(train) + len(test) == 12
+  assert not {record['piece'] for record in train.values()} & {r['piece'] for r in test.values()}
+  both = {**train, **test}
+  assert both['sub0/0.wav-000']['captions'] == ['slow piano', 'sad']
+  assert len(both['sub0/0.wav-000']['waveform']) == 48_000
+  assert len(both['sub0/0.wav-001']['waveform']) == round(1.2 * 24_000)
+
+
+def test_bad_files_are_left_out_and_counted(tmp_path):
+  folder = _folder(tmp_path)
+  (folder / 'bad.mp3').write_text('no music')
+  soundfile.write(folder / 'short.wav', _noise(0.3), 24_000)
+  summary = prepare_audio.prepare_audio(
+      input_dir=folder, output_dir=tmp_path / 'out', progress=False)
+  assert sum(summary.clips.values()) == 6
+  assert sorted(path.rsplit('/')[-1] for path in summary.failed) == ['bad.mp3', 'short.wav']
+  assert records.read_info(tmp_path / 'out')['failed'] == 2
+
+
+def test_nothing_readable_is_an_error(tmp_path):
+  (tmp_path / 'music').mkdir()
+  with pytest.raises(errors.UserError, match='holds no audio files'):
+    prepare_audio.prepare_audio(input_dir=tmp_path / 'music', output_dir=tmp_path / 'out')
+  (tmp_path / 'music' / 'bad.mp3').write_text('no music')
+  with pytest.raises(errors.UserError, match=r'none of 1 files could be read; the first: .*bad.mp3'):
+    prepare_audio.prepare_audio(
+        input_dir=tmp_path / 'music', output_dir=tmp_path / 'out', progress=False)
+  with pytest.raises(errors.UserError, match='not a directory'):
+    prepare_audio.prepare_audio(input_dir=tmp_path / 'none', output_dir=tmp_path / 'out2')
+
+
+def test_broken_corpus_line_is_named(tmp_path):
+  (tmp_path / 'corpus.jsonl').write_text('{"id": "a"}\n')
+  with pytest.raises(errors.UserError, match='corpus.jsonl, line 1: not a clip'):
+    prepare_audio.find_sources(tmp_path)
+
+
+def test_adding_files_moves_no_other_file_between_splits():
+  few = [f'{i}.wav' for i in range(200)]
+  many = [f'{i}.wav' for i in range(400)]
+  assert prepare_audio._held_out(few, 0.1) == prepare_audio._held_out(many, 0.1) & set(few)

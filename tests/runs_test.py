@@ -1,0 +1,80 @@
+"""Every file in gin/runs parses and builds its objective and optimizer; sizes without memory.
+
+Base models are only measured (jax.eval_shape): no array of theirs is ever made.
+"""
+
+import pathlib
+
+import jax
+import pytest
+
+from musiclm_jax import gin_utils, partitioning, train, train_state
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RUNS = sorted((ROOT / 'gin' / 'runs').glob('*.gin'))
+TOPOLOGIES = sorted((ROOT / 'gin' / 'topologies').glob('*.gin'))
+# Run -> (fewest, most) parameters in millions.  MusicLM: 430M a stage, w2v-BERT XL: 0.6B.
+SIZES = {
+    'semantic_base': (400, 440),
+    'coarse_base': (400, 440),
+    'fine_base': (400, 440),
+    'w2v_bert_xl': (550, 650),
+}
+# What a user gives on the command line; data is not read here.
+DATA = ('WORKDIR=unused', 'DATA_DIR=unused', 'TOKENS_DIR=unused')
+
+
+def load(run, *more, vocabulary):
+  gin_utils.load([str(run), *map(str, more)], [*DATA, f'VOCAB_FILE={vocabulary}'])
+  return gin_utils.arguments(
+      train.train, ('objective', 'optimizer', 'batch_size', 'mesh_shape', 'total_steps')
+  )
+
+
+@pytest.fixture(scope='module')
+def vocabulary(tmp_path_factory):
+  path = tmp_path_factory.mktemp('vocabulary') / 'vocab.txt'
+  words = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *'abcdefghijklmnopqrstuvwxyz']
+  path.write_text('\n'.join(words) + '\n')
+  return path
+
+
+@pytest.mark.parametrize('run', RUNS, ids=lambda path: path.stem)
+def test_run_parses_and_builds(run, vocabulary):
+  arguments = load(run, vocabulary=vocabulary)
+  objective, batch_size = arguments['objective'], arguments['batch_size']
+  assert arguments['total_steps'] > 0
+  shapes = objective.input_shapes(batch_size)
+  assert all(shape.shape[0] == batch_size for shape in shapes.values())
+  mesh = partitioning.make_mesh((1, 1, 1), jax.devices()[:1])
+  state = train_state.shapes(objective, arguments['optimizer'], batch_size, mesh)
+  millions = train_state.num_params(state) / 1e6
+  fewest, most = SIZES.get(run.stem, (0.1, 8) if run.stem.endswith('_tiny') else (8, 1000))
+  assert fewest <= millions <= most, f'{run.stem} has {millions:.1f}M parameters'
+  with partitioning.activate(mesh):
+    loss, (model_state, metrics) = jax.eval_shape(
+        objective.loss_fn, state.params, state.model_state, shapes, jax.random.key(0), state.step
+    )
+    evaluated = jax.eval_shape(objective.eval_fn, state.params, state.model_state, shapes)
+  assert loss.shape == ()
+  assert all(value.shape == () for value in (*metrics.values(), *evaluated.values()))
+  assert jax.tree.structure(model_state) == jax.tree.structure(state.model_state)
+
+
+@pytest.mark.parametrize('run', RUNS, ids=lambda path: path.stem)
+def test_run_header_has_its_command(run):
+  header = [line for line in run.read_text().splitlines() if line.startswith('#')]
+  assert any(f'--gin_file=gin/runs/{run.name}' in line for line in header)
+
+
+@pytest.mark.parametrize('topology', TOPOLOGIES, ids=lambda path: path.stem)
+@pytest.mark.parametrize('run', [run for run in RUNS if 'base' in run.stem], ids=lambda path: path.stem)
+def test_topology_changes_the_mesh_only(run, topology, vocabulary):
+  plain = load(run, vocabulary=vocabulary)
+  changed = load(run, topology, vocabulary=vocabulary)
+  for arguments in (plain, changed):
+    arguments.pop('optimizer')  # closures, never equal
+  sizes = [size for size in changed.pop('mesh_shape')[:2] if size != -1]
+  plain.pop('mesh_shape')
+  assert plain == changed
+  assert changed['batch_size'] % max(1, sizes[0] * sizes[-1] if len(sizes) == 2 else 1) == 0

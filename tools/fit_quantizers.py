@@ -1,0 +1,79 @@
+"""Fits the semantic (k-means) or the music (residual) quantizer to a trained model's features."""
+
+import sys
+
+from musiclm_jax import cli
+
+_EXAMPLES = """
+tools/fit_quantizers.py --quantizer=semantic --model=system/w2v_bert \\
+    --waveforms=data/records --output=system/semantic_quantizer --num_codes=512
+tools/fit_quantizers.py --quantizer=mulan --model=system/mulan \\
+    --waveforms=data/records --output=system/mulan_quantizer --num_levels=6 --num_codes=64
+"""
+
+
+def _parse(argv):
+  parser = cli.parser('Fits a tokenizer to the features of an exported model.', _EXAMPLES)
+  parser.add_argument('--quantizer', required=True, choices=('semantic', 'mulan'),
+                      help='semantic: k-means on w2v-BERT features; '
+                           'mulan: residual k-means on MuLan embeddings of 10 s windows')
+  parser.add_argument('--model', required=True, help='directory of the exported w2v_bert or mulan')
+  parser.add_argument('--waveforms', required=True,
+                      help='directory of waveform records, from tools/prepare_audio.py')
+  parser.add_argument('--output', required=True,
+                      help='directory to write the exported quantizer to')
+  parser.add_argument('--num_codes', type=_positive, default=1024,
+                      help='codes, of each level (default: 1024)')
+  parser.add_argument('--num_levels', type=_positive, default=None,
+                      help='mulan only: residual levels (default: 12)')
+  parser.add_argument('--hop_seconds', type=float, default=None,
+                      help='mulan only: from one window to the next (default: 1)')
+  parser.add_argument('--layer', type=int, default=None,
+                      help='semantic only: block of the masked-prediction module '
+                           '(default: the feature_layer of the model)')
+  parser.add_argument('--max_points', type=_positive, default=200_000,
+                      help='frames or windows k-means looks at (default: 200000)')
+  parser.add_argument('--max_clips', type=_positive, default=None,
+                      help='clips read of each split (default: all)')
+  parser.add_argument('--batch_size', type=_positive, default=8,
+                      help='clips or windows a forward pass (default: 8)')
+  parser.add_argument('--seed', type=int, default=0, help='(default: 0)')
+  parser.add_argument('--dtype', choices=('float32', 'float16'), default='float32',
+                      help='how the codebooks are stored (default: float32)')
+  args = parser.parse_args(argv)
+  other = ('num_levels', 'hop_seconds') if args.quantizer == 'semantic' else ('layer',)
+  for name in other:
+    if getattr(args, name) is not None:
+      parser.error(f'--{name} does not apply to --quantizer={args.quantizer}')
+  if args.hop_seconds is not None and args.hop_seconds <= 0:
+    parser.error(f'--hop_seconds is {args.hop_seconds}, wanted more than 0')
+  return args
+
+
+def _positive(text: str) -> int:
+  value = int(text)
+  if value < 1:
+    raise ValueError(f'{value} is not positive')
+  return value
+
+
+def main():
+  args = _parse(sys.argv[1:])
+  from musiclm_jax import fit_quantizers  # After parsing: jax takes seconds to import.
+
+  shared = {
+      'max_points': args.max_points, 'max_clips': args.max_clips, 'batch_size': args.batch_size,
+      'seed': args.seed, 'dtype': args.dtype,
+  }
+  if args.quantizer == 'semantic':
+    fit_quantizers.fit_semantic_quantizer(
+        args.model, args.waveforms, args.output, num_clusters=args.num_codes, layer=args.layer,
+        **shared)
+    return
+  fit_quantizers.fit_mulan_quantizer(
+      args.model, args.waveforms, args.output, codebook_size=args.num_codes,
+      num_quantizers=args.num_levels or 12, hop_seconds=args.hop_seconds or 1.0, **shared)
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,65 @@
+"""Trains a model: everything about the run is in gin files and `--gin.NAME=VALUE` bindings."""
+
+import argparse
+import logging
+import sys
+
+from musiclm_jax import cli
+
+EXAMPLES = """
+python tools/train.py --gin_file=gin/runs/soundstream_tiny.gin --gin.WORKDIR=runs/soundstream --gin.DATA_DIR=data/waveforms
+python tools/train.py --gin_file=gin/runs/semantic_base.gin --gin_file=gin/topologies/v4_32.gin --gin.WORKDIR=gs://bucket/semantic --gin.TOKENS_DIR=gs://bucket/tokens --distributed
+python tools/train.py --gin_file=gin/runs/semantic_base.gin --gin.WORKDIR=runs/x --gin.TOKENS_DIR=data/tokens --dry_run
+"""
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+  """Returns (flags, bindings): ['--gin.SEED=1'] gives the binding 'SEED=1'."""
+  parser = cli.parser(__doc__, EXAMPLES)
+  parser.add_argument(
+      '--gin_file', action='append', required=True, metavar='FILE',
+      help='a run file, then for example a topology; repeatable, later files win',
+  )  # fmt: skip
+  parser.add_argument(
+      '--gin.NAME', dest='unused', metavar='VALUE',
+      help='sets a macro (--gin.SEED=1) or a parameter (--gin.train.train.log_every=10)',
+  )  # fmt: skip
+  parser.add_argument(
+      '--dry_run', action='store_true',
+      help='print parameter count, batch shapes and configuration; train nothing, write nothing',
+  )  # fmt: skip
+  parser.add_argument(
+      '--distributed', action='store_true',
+      help='one of several hosts: connect through jax.distributed, which finds TPU and Slurm hosts'
+      ' itself and reads JAX_COORDINATOR_ADDRESS elsewhere',
+  )  # fmt: skip
+  bindings = [arg.removeprefix('--gin.') for arg in argv if arg.startswith('--gin.')]
+  return parser.parse_args([arg for arg in argv if not arg.startswith('--gin.')]), bindings
+
+
+def main() -> None:
+  flags, bindings = parse(sys.argv[1:])
+
+  from musiclm_jax import gin_utils
+
+  logging.getLogger().setLevel(logging.WARNING)  # the libraries are talkative
+  logging.getLogger('musiclm_jax').setLevel(logging.INFO)
+  if flags.distributed:  # before anything that might touch a device
+    import jax
+
+    jax.distributed.initialize()
+  gin_utils.load(flags.gin_file, bindings)
+
+  from musiclm_jax import train
+
+  arguments = gin_utils.arguments(train.train)
+  if flags.dry_run:
+    print(train.describe(**arguments))
+    print()
+    print(gin_utils.config_text())
+  else:
+    train.train(**arguments, config_text=gin_utils.config_text())
+
+
+if __name__ == '__main__':
+  cli.run(main)
