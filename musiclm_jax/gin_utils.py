@@ -5,9 +5,9 @@ Nothing in the package is decorated for gin: files import what they configure
 """
 
 import ast
+import contextlib
 import copy
 import difflib
-import functools
 import importlib.util  # gin uses it without importing it  # noqa: F401
 import pathlib
 import re
@@ -37,8 +37,8 @@ def load(gin_files: Iterable[str], bindings: Iterable[str] = ()) -> None:
     raise errors.UserError('no gin file: give at least one, for example gin/runs/semantic_tiny.gin')
   included = {path for file in files for path in _includes(file, _root(file))}
   for file in files:
-    _search_from(_root(file))
-    with _one_line(str(file)):
+    # gin reads an `include` from the current directory first.
+    with _one_line(str(file)), contextlib.chdir(_root(file)):
       gin.parse_config_file(str(file))
   known = _macros()
   for binding in bindings:
@@ -145,11 +145,6 @@ def _includes(file: pathlib.Path, root: pathlib.Path) -> Iterator[pathlib.Path]:
       path = _find(match[1], f'{file}, line {number}: include', root)
       yield path
       yield from _includes(path, root)
-
-
-@functools.cache  # gin keeps its search path for the life of the process
-def _search_from(root: pathlib.Path) -> None:
-  gin.add_config_file_search_path(str(root))
 
 
 def _root(file: pathlib.Path) -> pathlib.Path:

@@ -63,18 +63,15 @@ def sample(config: transformer.DecoderConfig, params: Any, stage: token_layout.S
   bos = jnp.full((batch_size, 1), token_layout.BOS_ID, jnp.int32)
   tokens = jnp.concatenate([bos, prefix_ids, given], axis=1)
   start, stop = tokens.shape[1] - 1, stage.prefix_length + num_levels * num_frames
-  ids = jnp.zeros((batch_size, stage.sequence_length + 1), jnp.int32)
-  ids = jax.lax.dynamic_update_slice(ids, tokens, (0, 0))  # slot i holds id i - 1
+  ids = jnp.pad(tokens, ((0, 0), (0, stage.sequence_length - start)))  # slot i holds id i - 1
   moments = stage.times if config.clock == 'time' else np.arange(stage.sequence_length)
   moments = jnp.asarray(moments, jnp.int32)
   keys = _example_keys(rng, batch_size)
-  size = lambda slots: min(-(-slots // cache_block) * cache_block, stage.sequence_length)
-  cache = _prefill(static, size(start + 1), params, tokens[:, :-1], moments)
+  slots = lambda count: min(-(-count // cache_block) * cache_block, stage.sequence_length)
+  cache = _prefill(static, params, ids[:, :slots(start + 1)], moments[:slots(start + 1)], start)
   while start < stop:
-    slots = size(start + 1)
-    if cache.positions.shape[0] < slots:
-      cache = transformer.grow_cache(cache, slots)
-    end = min(slots, stop)
+    cache = transformer.grow_cache(cache, slots(start + 1))
+    end = min(slots(start + 1), stop)
     ids, cache = _decode(static, params, ids, cache, moments, keys, start, end,
                          jnp.float32(temperature), stage.prefix_length)
     start = end
@@ -84,13 +81,17 @@ def sample(config: transformer.DecoderConfig, params: Any, stage: token_layout.S
   return ids[:, stage.prefix_length + 1:stop + 1]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _prefill(static: _Static, slots: int, params, tokens, moments) -> transformer.Cache:
-  """Returns a cache of `slots` slots that holds `tokens`."""
-  cache = transformer.init_cache(static.config, tokens.shape[0], slots)
+@functools.partial(jax.jit, static_argnums=(0,))
+def _prefill(static: _Static, params, tokens, moments, length) -> transformer.Cache:
+  """Returns a cache of T slots that holds the first `length` of tokens int32[B, T].
+
+  What the other slots hold does not matter: a slot is looked at only after it is written again.
+  So any `length` runs the one program compiled for T.
+  """
+  cache = transformer.init_cache(static.config, *tokens.shape)
   _, cache = transformer.Decoder(static.config).apply(
-      {'params': params}, tokens, cache, moments[:tokens.shape[1]], method='hidden')
-  return cache
+      {'params': params}, tokens, cache, moments, method='hidden')
+  return cache.replace(index=jnp.asarray(length, jnp.int32))
 
 
 @functools.partial(jax.jit, static_argnums=(0,), donate_argnums=(2, 3))

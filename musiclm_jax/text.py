@@ -59,7 +59,7 @@ class WordPieceTokenizer:
     return ids
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Returns the wordpieces joined into words; [PAD], [CLS], [SEP] and ids out of range left out."""
+    """Returns the wordpieces joined into words, without [PAD], [CLS], [SEP] and unknown ids."""
     skip = {self._ids[PAD], self.cls_id, self.sep_id}
     words = []
     for i in ids:
@@ -96,8 +96,8 @@ def read_vocabulary(path: str) -> list[str]:
 
 def train_vocabulary(texts: Iterable[str], size: int, path: str) -> list[str]:
   """Writes a vocab.txt of at most `size` wordpieces and returns them; same texts, same file."""
-  import tokenizers  # noqa: PLC0415
-  from tokenizers import trainers  # noqa: PLC0415
+  import tokenizers
+  from tokenizers import trainers
 
   texts = [_readable(text) for text in texts]
   normalizer, splitter = _library_normalizer(), _library_splitter()
@@ -163,18 +163,18 @@ def _readable(text: str) -> str:
 
 
 def _library_normalizer():
-  from tokenizers import normalizers  # noqa: PLC0415
+  from tokenizers import normalizers
   return normalizers.BertNormalizer(
       clean_text=True, handle_chinese_chars=True, strip_accents=True, lowercase=True)
 
 
 def _library_splitter():
-  from tokenizers import pre_tokenizers  # noqa: PLC0415
+  from tokenizers import pre_tokenizers
   return pre_tokenizers.BertPreTokenizer()
 
 
 def _library_tokenizer(ids: dict[str, int]):
-  import tokenizers  # noqa: PLC0415
+  import tokenizers
   tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(
       vocab=ids, unk_token=UNK, max_input_chars_per_word=MAX_WORD_CHARACTERS))
   tokenizer.normalizer, tokenizer.pre_tokenizer = _library_normalizer(), _library_splitter()

@@ -94,7 +94,7 @@ def train(
   saved = checkpoints.TrainingCheckpoints(workdir, max_to_keep)
   state = saved.restore(wanted, batches.iterator)
   if state is None:
-    state = train_state.create(objective, optimizer, batch_size, mesh, seed, wanted)
+    state = train_state.create(objective, optimizer, batch_size, seed, wanted)
   step = start = int(state.step)
   log.info('%s: %s parameters, step %d of %d on %s', objective.model_name,
            f'{train_state.num_params(state):,}', step, total_steps, _devices(mesh))  # fmt: skip

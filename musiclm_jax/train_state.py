@@ -39,9 +39,8 @@ def shapes(
   """Returns the state as ShapeDtypeStructs that carry their sharding; nothing is computed."""
   key = jax.random.key(0)
   batch = objective.input_shapes(batch_size)
-  with partitioning.activate(mesh):
-    boxed, _ = jax.eval_shape(objective.init, key, batch)
-    abstract = jax.eval_shape(_init(objective, optimizer, batch_size), 0)
+  boxed, _ = jax.eval_shape(objective.init, key, batch)
+  abstract = jax.eval_shape(_init(objective, optimizer, batch_size), 0)
   params = partitioning.param_shardings(boxed, mesh)
   whole = partitioning.replicated(mesh)
   shardings = TrainState(
@@ -62,14 +61,13 @@ def create(
     objective: base.Objective,
     optimizer: optax.GradientTransformation,
     batch_size: int,
-    mesh: Mesh,
     seed: int,
     wanted: TrainState,
 ) -> TrainState:
   """Returns the state at step 0, each device making only its own part (`wanted`: see shapes)."""
   shardings = jax.tree.map(lambda leaf: leaf.sharding, wanted)
-  with partitioning.activate(mesh):
-    return jax.jit(_init(objective, optimizer, batch_size), out_shardings=shardings)(seed)
+  # Outside partitioning.activate: linen makes some kernels flat first, which names do not fit.
+  return jax.jit(_init(objective, optimizer, batch_size), out_shardings=shardings)(seed)
 
 
 def num_params(state: TrainState) -> int:

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from musiclm_jax import errors
-from musiclm_jax import text
+from musiclm_jax import errors, text
 
 VOCABULARY = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'calm', 'piano', 'drum', '##s', ',',
               'cafe', '[', ']', 'cls']
@@ -43,7 +42,8 @@ def test_decode_joins_the_pieces(tokenizer):
 
 
 @pytest.mark.parametrize('hostile', [
-    '', ' \t\n', '\x00\x01\x7f', '\ud800', '\u200b\ufeff', '😀' * 50, 'a' * 100_000, 'calm ' * 50_000,
+    '', ' \t\n', '\x00\x01\x7f', '\ud800', '\u200b\ufeff',
+    '😀' * 50, 'a' * 100_000, 'calm ' * 50_000,
     'Z̸a̸l̸g̸o̸', '日本語', '\u202eright to left', '%s {0} \\N{DASH} $(ls)'])
 def test_hostile_text_is_safe(tokenizer, hostile):
   ids = tokenizer.encode([hostile], 16)
@@ -100,7 +100,9 @@ def test_read_captions(tmp_path):
       {'captions': ['a b', 'c'], 'aspects': ['sad']}) + '\n\n')
   (tmp_path / 'c.csv').write_text('id,caption\n1,"x, y"\n')
   (tmp_path / 'c.txt').write_text('one\ntwo\n')
-  read = lambda name: list(text.read_captions(str(tmp_path / name)))
+  def read(name):
+    return list(text.read_captions(str(tmp_path / name)))
+
   assert read('c.jsonl') == ['a b', 'c', 'sad']
   assert read('c.csv') == ['x, y']
   assert read('c.txt') == ['one', 'two']
@@ -119,8 +121,9 @@ def test_tool_writes_a_vocabulary_and_reports_errors_in_one_line(tmp_path):
   (tmp_path / 'c.txt').write_text('\n'.join(CAPTIONS))
 
   def run(*flags):
-    return subprocess.run([sys.executable, 'tools/train_vocabulary.py', *flags], cwd=root,
-                          env={'PYTHONPATH': str(root)}, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, 'tools/train_vocabulary.py', *flags], cwd=root,
+        env={'PYTHONPATH': str(root)}, capture_output=True, text=True, check=False)
 
   done = run(f'--captions={tmp_path}/c.txt', '--size=100', f'--output={tmp_path}/vocab.txt')
   assert done.returncode == 0, done.stderr

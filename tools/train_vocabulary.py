@@ -4,7 +4,7 @@ from musiclm_jax import cli
 
 EXAMPLES = """
 python tools/train_vocabulary.py --captions=corpus/corpus.jsonl --size=3000 --output=vocab.txt
-python tools/train_vocabulary.py --captions=corpus/corpus.jsonl --captions=mine.csv --output=vocab.txt
+python tools/train_vocabulary.py --captions=corpus.jsonl --captions=mine.csv --output=vocab.txt
 """
 
 
@@ -17,7 +17,7 @@ def main() -> None:
   parser.add_argument('--output', required=True, metavar='FILE', help='vocab.txt to write')
   flags = parser.parse_args()
 
-  from musiclm_jax import text  # noqa: PLC0415
+  from musiclm_jax import text
   texts = [caption for path in flags.captions for caption in text.read_captions(path)]
   tokens = text.train_vocabulary(texts, flags.size, flags.output)
   print(f'{flags.output}: {len(tokens)} wordpieces from {len(texts)} texts')

@@ -1,4 +1,4 @@
-"""L2. text.py's wordpieces inside a tf.data graph: the same ids, no py_function, no lookup table."""
+"""L2. The wordpieces of text.py inside a tf.data graph: the same ids, no py_function, no table."""
 
 from collections.abc import Iterable, Sequence
 

@@ -100,13 +100,32 @@ def _init(*axes: str, init=None):
   return nn.with_logical_partitioning(init or nn.initializers.truncated_normal(0.02), axes)
 
 
-def _dense(features, *axes: str, dtype: str, name: str, axis=-1):
-  """Returns a Dense layer [..., axes[0]] -> [..., axes[1:]] (or the other way round)."""
-  outputs = axes[-1:] if isinstance(features, int) else axes[-len(features):]
-  return nn.DenseGeneral(
-      features, axis=axis, dtype=dtype, name=name,
-      kernel_init=_init(*axes, init=nn.initializers.lecun_normal()),
-      bias_init=_init(*outputs, init=nn.initializers.zeros))
+class _Projection(nn.Module):
+  """[..., axes[:-n]] -> [..., axes[-n:]] for n = len(features), plus a bias.
+
+  nn.DenseGeneral boxes its kernel before giving it its shape, which logical axes do not survive.
+  """
+
+  features: tuple[int, ...]
+  axes: tuple[str, ...]
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    num_in, num_out = len(self.axes) - len(self.features), len(self.features)
+    init = nn.initializers.lecun_normal(
+        in_axis=tuple(range(num_in)), out_axis=tuple(range(num_in, num_in + num_out)))
+    shape = (*x.shape[-num_in:], *self.features)
+    kernel = self.param('kernel', _init(*self.axes, init=init), shape)
+    outputs = self.axes[num_in:]
+    bias = self.param('bias', _init(*outputs, init=nn.initializers.zeros), self.features)
+    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+    return jnp.tensordot(x, kernel, num_in) + bias.astype(self.dtype)
+
+
+def _dense(features: int | tuple[int, ...], *axes: str, dtype: str, name: str) -> _Projection:
+  features = (features,) if isinstance(features, int) else features
+  return _Projection(features, axes, dtype, name=name)
 
 
 def _layer_norm(name: str):
@@ -148,8 +167,7 @@ class EncoderLayer(nn.Module):
         for name in ('query', 'key', 'value'))
     mask = None if mask is None else mask[:, None, None, :]
     x = jax.nn.dot_product_attention(query, key, value, mask=mask)
-    return _dense(cfg.emb_dim, 'heads', 'kv', 'embed', dtype=cfg.dtype, name='out',
-                  axis=(-2, -1))(x)
+    return _dense(cfg.emb_dim, 'heads', 'kv', 'embed', dtype=cfg.dtype, name='out')(x)
 
   def _feed_forward(self, x, mask):
     del mask
@@ -204,9 +222,9 @@ class Ast(nn.Module):
     cfg, enc = self.config, self.config.encoder
     frames, mels = x.shape[1:]
     if frames != cfg.num_frames:
-      raise ValueError(f'AST got {frames} frames; its positions are for num_frames {cfg.num_frames}')
+      raise ValueError(f'AST got {frames} frames; wanted num_frames {cfg.num_frames}')
     x = nn.Conv(enc.emb_dim, cfg.patch_size, cfg.patch_stride, padding='VALID', dtype=enc.dtype,
-                kernel_init=_init('kernel', 'kernel', 'conv_in', 'embed'),
+                kernel_init=_init('kernel', None, 'conv_in', 'embed'),
                 bias_init=_init('embed', init=nn.initializers.zeros), name='patches')(x[..., None])
     x = x.reshape(x.shape[0], -1, enc.emb_dim)  # [B, P, D], mel the inner axis
     classes = self.param('classes', _init('length', 'embed'), (cfg.num_class_tokens, enc.emb_dim))
@@ -261,7 +279,7 @@ class Mulan(nn.Module):
     return low + (1 - low) * jax.nn.sigmoid(self.temperature_logit)
 
   def log_mel(self, waveform: jax.Array) -> jax.Array:
-    """Returns f32[B, T, F] of f32[B, S] at `sample_rate`: scaled log-mel, S * rate // hop frames."""
+    """Returns f32[B, T, F] of f32[B, S] at `sample_rate`: scaled log-mel, a frame each hop."""
     cfg = self.config
     waveform = spectrogram.resample(waveform, cfg.sample_rate, cfg.mel.sample_rate)
     frames = waveform.shape[1] // cfg.mel.hop_length

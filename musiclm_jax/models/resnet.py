@@ -38,7 +38,7 @@ class ResNetConfig:
 
 
 class Norm(nn.Module):
-  """f32[B, T, F, C] normalised by `config.norm`, scaled and shifted; `zero` starts the scale at 0."""
+  """f32[B, T, F, C] normalised as `config.norm` says; `zero` starts the scale at 0."""
 
   config: ResNetConfig
   zero: bool = False
@@ -75,7 +75,7 @@ class Conv(nn.Module):
     shape = (self.kernel, self.kernel, x.shape[-1], self.features)
     init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
     kernel = self.param('kernel', nn.with_logical_partitioning(
-        init, ('kernel', 'kernel', 'conv_in', 'conv_out')), shape).astype(self.config.dtype)
+        init, ('kernel', None, 'conv_in', 'conv_out')), shape).astype(self.config.dtype)
     if self.kernel == 1:
       return jnp.einsum('BTFC,CD->BTFD', x[:, ::self.stride, ::self.stride], kernel[0, 0])
     padding = [((self.kernel - 1) // 2,) * 2] * 2

@@ -89,6 +89,8 @@ def init_cache(config: DecoderConfig, batch_size: int, length: int) -> Cache:
 def grow_cache(cache: Cache, length: int) -> Cache:
   """Returns the cache with empty slots added up to `length`."""
   more = length - cache.positions.shape[0]
+  if not more:
+    return cache
 
   def pad(path, x):
     slots = x.ndim - (1 if path[-1].key == 'key' else 2)

@@ -1,4 +1,4 @@
-"""L2. MuLan: matching clips and captions of a batch find each other.  Axes: B batch, E embedding."""
+"""L2. MuLan: clips and captions of a batch find each other.  Axes: B batch, E embedding."""
 
 import dataclasses
 

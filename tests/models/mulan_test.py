@@ -7,10 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax.models import mulan
-from musiclm_jax.models import registry
-from musiclm_jax.models import resnet
-from musiclm_jax.models import spectrogram
+from musiclm_jax.models import mulan, registry, resnet, spectrogram
 
 ENCODER = mulan.EncoderConfig(num_layers=2, emb_dim=16, num_heads=2, mlp_dim=32)
 MEL = spectrogram.MelConfig(sample_rate=16_000, n_fft=512, win_length=400, hop_length=400,

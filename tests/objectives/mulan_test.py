@@ -8,8 +8,7 @@ import optax
 import pytest
 
 from musiclm_jax.models import mulan as models
-from musiclm_jax.models import resnet
-from musiclm_jax.models import spectrogram
+from musiclm_jax.models import resnet, spectrogram
 from musiclm_jax.objectives import mulan
 
 ENCODER = models.EncoderConfig(num_layers=1, emb_dim=32, num_heads=2, mlp_dim=64, dropout_rate=0.0)

@@ -1,0 +1,101 @@
+"""Sampling: legal ids, greedy equals teacher forcing, and a sample is its own key's alone."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from musiclm_jax import errors, sampling, token_layout
+from musiclm_jax.models import transformer
+
+LAYOUT = token_layout.TokenLayout(
+    token_layout.TokenStream('mulan', 2, 4, 0), token_layout.TokenStream('semantic', 1, 8, 25),
+    token_layout.TokenStream('acoustic', 4, 16, 50), coarse_levels=2)
+STAGE = LAYOUT.stage('coarse', 0.16)  # P = 6, N = 16
+CONFIG = transformer.DecoderConfig(
+    vocab_size=STAGE.vocab_size, num_layers=2, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32,
+    scan_layers=True, clock='time')
+PREFIX = STAGE.flatten_prefix({'mulan': np.array([[[1, 2]], [[3, 0]], [[0, 0]]]),
+                               'semantic': np.arange(12).reshape(3, 4, 1) % 8})
+KEY = jax.random.key(5)
+
+
+@pytest.fixture(scope='module')
+def params():
+  decoder = transformer.Decoder(CONFIG)
+  params = nn.unbox(decoder.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))['params']
+  return jax.tree.map(lambda x: x * 2, params)  # peaked enough for a greedy choice to be clear
+
+
+def sample(params, **kwargs):
+  kwargs = {'prefix_ids': PREFIX, 'rng': KEY, 'cache_block': 8} | kwargs
+  return np.asarray(sampling.sample(CONFIG, params, STAGE, **kwargs))
+
+
+def test_greedy_equals_teacher_forcing_over_growing_caches(params):
+  progress = []
+  ids = sample(params, temperature=0.0, on_progress=lambda *done: progress.append(done))
+  assert progress == [(1, 8), (5, 8), (8, 8)]  # the cache holds 8, 16, then all 22 slots
+  inputs = np.concatenate([np.full((3, 1), token_layout.BOS_ID), PREFIX, ids], axis=1)[:, :-1]
+  logits, _ = transformer.Decoder(CONFIG).apply(
+      {'params': params}, jnp.asarray(inputs), positions=jnp.asarray(STAGE.times))
+  logits = np.asarray(logits)[:, STAGE.prefix_length:]
+  for i, first in enumerate(STAGE.first_ids):
+    likeliest = first + logits[:, i, first:first + STAGE.codebook_size].argmax(-1)
+    np.testing.assert_array_equal(ids[:, i], likeliest)
+
+
+def test_ids_are_legal_seeded_and_independent_of_the_batch(params):
+  ids = sample(params)
+  codes = STAGE.unflatten(ids)  # raises on an illegal id
+  assert codes.shape == (3, 8, 2) and len(np.unique(codes)) > 4
+  np.testing.assert_array_equal(ids, sample(params))
+  assert np.any(ids != sample(params, rng=jax.random.key(6)))
+  keys = jnp.stack([jax.random.fold_in(KEY, i) for i in range(3)])
+  alone = sample(params, prefix_ids=PREFIX[2:], rng=keys[2:])
+  np.testing.assert_array_equal(alone[0], ids[2])
+  same_key = sample(params, prefix_ids=PREFIX[[0, 0]], rng=keys[jnp.array([0, 1])])
+  assert np.any(same_key[0] != same_key[1])
+
+
+def test_given_frames_are_kept_and_continued(params):
+  """Continuing from the first frames with the same key gives the same sample."""
+  ids = sample(params)
+  np.testing.assert_array_equal(sample(params, given=ids[:, :6]), ids)
+  np.testing.assert_array_equal(sample(params, num_frames=5), ids[:, :10])
+  other = STAGE.flatten_stream(STAGE.target, np.full((3, 2, 2), 3))
+  np.testing.assert_array_equal(sample(params, given=other)[:, :4], other)
+
+
+def test_draw_follows_the_distribution():
+  logits = jnp.log(jnp.array([0.5, 0.25, 0.15, 0.1]))
+  keys = jax.random.split(jax.random.key(0), 4000)
+  many = jnp.broadcast_to(logits, (4000, 4))
+
+  def share(**kwargs):
+    codes = sampling.draw(many, keys, **{'temperature': 1.0} | kwargs)
+    return np.bincount(np.asarray(codes), minlength=4) / 4000
+
+  np.testing.assert_allclose(share(), [0.5, 0.25, 0.15, 0.1], atol=0.03)
+  np.testing.assert_allclose(share(top_k=2), [2 / 3, 1 / 3, 0, 0], atol=0.03)
+  np.testing.assert_allclose(share(top_p=0.8), [5 / 9, 2.5 / 9, 1.5 / 9, 0], atol=0.03)
+  np.testing.assert_array_equal(share(top_p=1e-9), [1, 0, 0, 0])
+  np.testing.assert_array_equal(share(temperature=0.0), [1, 0, 0, 0])
+  sharp = np.array([0.5, 0.25, 0.15, 0.1]) ** 2
+  np.testing.assert_allclose(share(temperature=0.5), sharp / sharp.sum(), atol=0.03)
+
+
+def test_errors(params):
+  with pytest.raises(errors.UserError, match=r'shape \[3, 5\], wanted \[batch, 6\]'):
+    sample(params, prefix_ids=PREFIX[:, :5])
+  with pytest.raises(errors.UserError, match='a multiple of 2'):
+    sample(params, given=np.full((3, 3), 20))
+  with pytest.raises(errors.UserError, match=r'num_frames is 9, wanted 0 \(given\) to 8'):
+    sample(params, num_frames=9)
+  with pytest.raises(errors.UserError, match='rng has shape'):
+    sample(params, rng=jax.random.split(KEY, 2))
+  with pytest.raises(ValueError, match='position'):
+    dataclasses.replace(CONFIG, position='none')
