@@ -139,7 +139,7 @@ def _check_arrays(arrays: Mapping[str, Any], name: str, config: Any, where: str)
   """Returns the wanted shapes; a tensor missing, left over or of another shape is a UserError."""
   try:
     shapes = registry.variable_shapes(name, config)
-  except Exception as error:  # a config of a stranger: any line of the model may be the first to fail
+  except Exception as error:  # a stranger's config: any line of the model may fail
     reason = str(error).split('\n')[0]
     raise errors.UserError(f'{where}: config does not build a {name}: {reason}') from error
   shapes = flax.traverse_util.flatten_dict(shapes, sep='/')

@@ -11,7 +11,6 @@ A clip shorter than 10 s has one window, filled up with silence; a clip shorter 
 whole second and is left out. Silent clips are kept: they are music's pauses.
 """
 
-import dataclasses
 import logging
 import pathlib
 import time
@@ -20,10 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
-from musiclm_jax import audio
-from musiclm_jax import checkpoints
-from musiclm_jax import errors
-from musiclm_jax import token_layout
+from musiclm_jax import audio, checkpoints, errors, token_layout
 
 log = logging.getLogger(__name__)
 

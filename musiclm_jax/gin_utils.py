@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import gin
-
 from musiclm_jax import errors
 
 _MACRO = re.compile(r'^([A-Za-z_]\w*)[ \t]*=[ \t]*(.*)$', re.MULTILINE)

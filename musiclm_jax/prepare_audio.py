@@ -19,8 +19,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from musiclm_jax import audio
-from musiclm_jax import errors
+from musiclm_jax import audio, errors
 
 log = logging.getLogger(__name__)
 

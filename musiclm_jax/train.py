@@ -14,7 +14,7 @@ import logging
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -57,7 +57,7 @@ def train(
     compilation_cache: str | None = None,
     config_text: str | None = None,
 ) -> train_state.TrainState:
-  """Trains until `total_steps`, or goes on from the last checkpoint in `workdir`; returns the state.
+  """Returns the state after `total_steps`; goes on from the last checkpoint in `workdir`.
 
   SIGTERM and SIGINT save a checkpoint and return early.  A resumed run is the same run bit for bit,
   given the same dataset, seed, batch size and devices.
@@ -95,23 +95,38 @@ def train(
   state = saved.restore(wanted, batches.iterator)
   if state is None:
     state = train_state.create(objective, optimizer, batch_size, seed, wanted)
-  step = start = int(state.step)
+  start = int(state.step)
   log.info('%s: %s parameters, step %d of %d on %s', objective.model_name,
-           f'{train_state.num_params(state):,}', step, total_steps, _devices(mesh))  # fmt: skip
+           f'{train_state.num_params(state):,}', start, total_steps, _devices(mesh))  # fmt: skip
 
-  train_step = make_train_step(objective, optimizer, wanted, mesh)
+  train_step = make_train_step(objective, optimizer, wanted)
   evaluate = _Evaluation(objective, eval_dataset, batch_size, eval_batches, mesh)
   writer = metric_writers.MetricWriter(workdir, start)
-  progress = metric_writers.ProgressLine(start, total_steps)
-  window = []  # metrics of the steps since the last report, still on the device
+  every = _Every(total_steps, log_every, eval_every if eval_dataset else None, checkpoint_every)
+  with partitioning.activate(mesh), contextlib.closing(saved), contextlib.closing(writer):
+    state = _loop(state, train_step, batches, saved, evaluate, writer, every)
+  if export_dir and int(state.step) >= total_steps:
+    export(workdir, export_dir, dtype=export_dtype)
+  return state
 
-  with (
-      partitioning.activate(mesh),
-      _stop_signal() as stop,
-      contextlib.closing(saved),
-      contextlib.closing(writer),
-  ):
-    while step < total_steps:
+
+class _Every(NamedTuple):
+  """When the loop does what, in steps."""
+
+  total: int
+  log: int
+  evaluate: int | None
+  checkpoint: int
+
+
+def _loop(state, train_step, batches, saved, evaluate, writer, every: _Every):
+  """Returns the state after `every.total` steps, or after the step a signal came in."""
+  step = start = int(state.step)
+  progress = metric_writers.ProgressLine(start, every.total)
+  window = []  # metrics of the steps since the last report, still on the device
+  stopping = False
+  with _stop_signal() as stop:
+    while step < every.total and not stopping:
       state, metrics = train_step(state, next(batches))
       step += 1
       window.append(metrics)
@@ -122,39 +137,32 @@ def train(
         progress.started(step)
 
       stopping = stop.requested(step)
-      last = stopping or step == total_steps
-      logs, saves = last or step % log_every == 0, last or step % checkpoint_every == 0
-      evaluates = step == total_steps or (step % eval_every == 0 and not stopping)
-      if logs or saves or evaluates:
+      last = stopping or step == every.total
+      logs, saves = last or step % every.log == 0, last or step % every.checkpoint == 0
+      if logs or saves:
         _check_finite(window, step, saved)
       if logs:
-        means = _means(window)
-        window = []
+        means, window = _means(window), []
         progress.report(step, means['loss'])
         writer.speed(step, progress.steps_per_second)
         writer.scalars(step, {f'train/{name}': value for name, value in means.items()})
       if saves:
         saved.save(step, state, batches.iterator)
-      if evaluates and eval_dataset is not None:
+      if every.evaluate and (step % every.evaluate == 0 or last) and not stopping:
         writer.scalars(step, {f'eval/{k}': v for k, v in evaluate(state).items()})
         writer.media(step, evaluate.media(state))
         progress.started(step)
-      if stopping:
-        progress.end()
-        log.info('stopped at step %d of %d; the same command goes on from there', step, total_steps)
-        return state
-    progress.end()
-
-  if export_dir:
-    export(workdir, export_dir, dtype=export_dtype)
+  progress.end()
+  if stopping:
+    log.info('stopped at step %d of %d; the same command goes on from there', step, every.total)
   return state
 
 
-def make_train_step(objective, optimizer, wanted: train_state.TrainState, mesh):
+def make_train_step(objective, optimizer, wanted: train_state.TrainState):
   """Returns the jitted (state, batch) -> (state, metrics); the state given is used up.
 
   `wanted`: the state's shapes and shardings, see train_state.shapes.  Call it inside
-  partitioning.activate(mesh).
+  partitioning.activate.
   """
 
   def train_step(state, batch):
@@ -179,7 +187,7 @@ def make_train_step(objective, optimizer, wanted: train_state.TrainState, mesh):
     return state, metrics
 
   shardings = jax.tree.map(lambda leaf: leaf.sharding, wanted)
-  outputs = (shardings, partitioning.replicated(mesh))
+  outputs = (shardings, partitioning.replicated(wanted.step.sharding.mesh))
   return jax.jit(train_step, donate_argnums=0, out_shardings=outputs)
 
 

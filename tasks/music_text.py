@@ -4,8 +4,7 @@ import seqio
 import tensorflow as tf
 
 from musiclm_jax import audio
-from musiclm_jax.data import preprocessors
-from musiclm_jax.data import records
+from musiclm_jax.data import preprocessors, records
 from tasks import sources
 
 

@@ -7,10 +7,8 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from musiclm_jax import errors
-from musiclm_jax import token_layout
-from musiclm_jax.data import preprocessors
-from musiclm_jax.data import records
+from musiclm_jax import errors, token_layout
+from musiclm_jax.data import preprocessors, records
 from tasks import sources
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from musiclm_jax import audio
-from musiclm_jax import errors
+from musiclm_jax import audio, errors
 
 
 def _sine(seconds=1.0, rate=24_000, hertz=440.0):

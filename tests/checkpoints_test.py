@@ -14,7 +14,7 @@ from musiclm_jax import checkpoints, errors
 from musiclm_jax.models import quantizers, registry, transformer
 
 CONFIG = transformer.DecoderConfig(
-    vocab_size=128, num_layers=2, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32
+  vocab_size=128, num_layers=2, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32
 )
 
 
@@ -28,7 +28,12 @@ def variables():
 @pytest.fixture
 def exported(tmp_path, variables):
   checkpoints.export_model(
-      tmp_path / 'm', 'semantic', CONFIG, variables, extra={'step': 7}, text_files={'vocab.txt': 'a\n'}
+    tmp_path / 'm',
+    'semantic',
+    CONFIG,
+    variables,
+    extra={'step': 7},
+    text_files={'vocab.txt': 'a\n'},
   )
   return tmp_path / 'm'
 
@@ -43,7 +48,11 @@ def test_export_and_load_is_the_identity(exported, variables):
   assert (model.name, model.config, model.extra) == ('semantic', CONFIG, {'step': 7})
   assert_same(model.variables, variables)
   assert (exported / 'vocab.txt').read_text() == 'a\n'
-  assert sorted(path.name for path in exported.iterdir()) == ['config.json', 'model.safetensors', 'vocab.txt']
+  assert sorted(path.name for path in exported.iterdir()) == [
+    'config.json',
+    'model.safetensors',
+    'vocab.txt',
+  ]
   logits, _ = model.module.apply(model.variables, jnp.ones((1, 4), jnp.int32))
   assert logits.shape == (1, 4, 128)
 
@@ -59,7 +68,9 @@ def test_fingerprint_is_of_the_weights(exported, variables, tmp_path):
 def test_half_precision_storage_loads_as_float32(tmp_path, variables, dtype):
   checkpoints.export_model(tmp_path, 'semantic', CONFIG, variables, dtype=dtype)
   loaded = checkpoints.load_model(tmp_path).variables
-  rounded = jax.tree.map(lambda a: a.astype(checkpoints.STORAGE_DTYPES[dtype]).astype(np.float32), variables)
+  rounded = jax.tree.map(
+    lambda a: a.astype(checkpoints.STORAGE_DTYPES[dtype]).astype(np.float32), variables
+  )
   assert_same(loaded, rounded)
   size = (tmp_path / 'model.safetensors').stat().st_size
   assert size < 2.2 * sum(leaf.size for leaf in jax.tree.leaves(variables)) + 4000
@@ -91,18 +102,18 @@ def config_with(**changes):
 
 
 HOSTILE_CONFIGS = [
-    (dict(model='semantik'), "unknown model 'semantik': did you mean 'semantic'"),
-    (dict(model=None), 'unknown model None'),
-    (dict(model=['semantic']), 'unknown model'),
-    (dict(format_version=2), 'format_version is 2, wanted 1'),
-    (dict(config=3), 'config is 3, wanted a JSON object'),
-    (dict(config=config_with(nul_layers=3)), "unknown field 'nul_layers'"),
-    (dict(config=config_with(num_layers='3')), "num_layers is '3', wanted int"),
-    (dict(config=config_with(position='above')), 'position'),
-    (dict(config=config_with(dtype='os.system')), 'does not build a semantic'),
-    (dict(config=config_with(emb_dim=-1)), 'does not build a semantic'),
-    (dict(config=config_with(mlp_dim=33)), 'shape .*32.*, wanted .*33'),
-    (dict(config=config_with(tie_embeddings=True)), 'is not part of a semantic'),
+  ({'model': 'semantik'}, "unknown model 'semantik': did you mean 'semantic'"),
+  ({'model': None}, 'unknown model None'),
+  ({'model': ['semantic']}, 'unknown model'),
+  ({'format_version': 2}, 'format_version is 2, wanted 1'),
+  ({'config': 3}, 'config is 3, wanted a JSON object'),
+  ({'config': config_with(nul_layers=3)}, "unknown field 'nul_layers'"),
+  ({'config': config_with(num_layers='3')}, "num_layers is '3', wanted int"),
+  ({'config': config_with(position='above')}, 'position'),
+  ({'config': config_with(dtype='os.system')}, 'does not build a semantic'),
+  ({'config': config_with(emb_dim=-1)}, 'does not build a semantic'),
+  ({'config': config_with(mlp_dim=33)}, 'shape .*32.*, wanted .*33'),
+  ({'config': config_with(tie_embeddings=True)}, 'is not part of a semantic'),
 ]
 
 
@@ -121,10 +132,10 @@ def test_tensors_are_consumed_exactly(exported):
   path, tensors = exported / 'model.safetensors', weights_of(exported)
   name = sorted(tensors)[0]
   cases = [
-      ({k: v for k, v in tensors.items() if k != name}, f'tensor {name} is missing'),
-      (tensors | {'params/extra': np.zeros(2, np.float32)}, 'tensor params/extra is not part of'),
-      (tensors | {name: tensors[name].astype(np.int32)}, f'tensor {name} is int32, wanted float32'),
-      (tensors | {name: tensors[name].astype(np.float64)}, f'tensor {name} is F64, wanted one of'),
+    ({k: v for k, v in tensors.items() if k != name}, f'tensor {name} is missing'),
+    (tensors | {'params/extra': np.zeros(2, np.float32)}, 'tensor params/extra is not part of'),
+    (tensors | {name: tensors[name].astype(np.int32)}, f'tensor {name} is int32, wanted float32'),
+    (tensors | {name: tensors[name].astype(np.float64)}, f'tensor {name} is F64, wanted one of'),
   ]
   for content, wanted in cases:
     path.write_bytes(safetensors.numpy.save(content))
@@ -190,7 +201,11 @@ class Counter:
 
 
 def state_at(step):
-  return {'params': {'w': jnp.full((2, 3), float(step))}, 'model_state': {}, 'step': jnp.asarray(step)}
+  return {
+    'params': {'w': jnp.full((2, 3), float(step))},
+    'model_state': {},
+    'step': jnp.asarray(step),
+  }
 
 
 @pytest.fixture
@@ -204,7 +219,9 @@ def workdir(tmp_path):
 
 def restore(workdir):
   saved, counter = checkpoints.TrainingCheckpoints(workdir), Counter()
-  wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state_at(0))
+  wanted = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state_at(0)
+  )
   try:
     return saved.restore(wanted, counter), counter.position
   finally:
@@ -212,7 +229,9 @@ def restore(workdir):
 
 
 def steps(workdir):
-  return sorted(int(path.name) for path in (workdir / 'checkpoints').iterdir() if path.name.isdigit())
+  return sorted(
+    int(path.name) for path in (workdir / 'checkpoints').iterdir() if path.name.isdigit()
+  )
 
 
 def test_the_last_step_is_restored_with_its_position(workdir):

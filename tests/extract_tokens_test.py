@@ -5,18 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax import audio
-from musiclm_jax import checkpoints
-from musiclm_jax import errors
-from musiclm_jax import extract_tokens
-from musiclm_jax import token_layout
+from musiclm_jax import audio, checkpoints, errors, extract_tokens, token_layout
 from musiclm_jax.data import records
-from musiclm_jax.models import mulan
-from musiclm_jax.models import quantizers
-from musiclm_jax.models import registry
-from musiclm_jax.models import resnet
-from musiclm_jax.models import soundstream
-from musiclm_jax.models import w2v_bert
+from musiclm_jax.models import mulan, quantizers, registry, resnet, soundstream, w2v_bert
 
 DIM = 16
 CONFIGS = {
@@ -28,7 +19,7 @@ CONFIGS = {
         prediction_layers=1, feature_layer=1, num_codes=8, code_dim=8),
     'semantic_quantizer': quantizers.KMeansConfig(dim=DIM, num_centroids=32),
     'mulan': mulan.MulanConfig(
-        resnet=resnet.ResNetConfig(stage_sizes=(1,), widths=(4,), stem_width=4, norm_groups=4),
+        resnet=resnet.ResNetConfig(stage_sizes=(1,), widths=(4,), stem_width=4, norm='group'),
         text=mulan.TextConfig(mulan.EncoderConfig(1, 8, 1, 8), vocab_size=16, max_length=8),
         embedding_dim=DIM),
     'mulan_quantizer': quantizers.ResidualVectorQuantizerConfig(

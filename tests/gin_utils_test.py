@@ -87,7 +87,7 @@ def test_includes_are_found_from_any_directory(write, module, monkeypatch, tmp_p
 
 
 @pytest.mark.parametrize('value, wanted', [
-    ('gs://bucket/x', 'gs://bucket/x'), ('/a/b', '/a/b'), ('"/a b"', '/a b'), ('relative', 'relative'),
+    ('gs://bucket/x', 'gs://bucket/x'), ('/a/b', '/a/b'), ('"/a b"', '/a b'), ('near', 'near'),
     ('3', 3), ('1_000', 1000), ('None', None), ('(1, 2)', (1, 2)), ('%DATA_DIR', 'data'),
 ])  # fmt: skip
 def test_values_need_no_quotes(write, module, value, wanted):
@@ -122,8 +122,9 @@ WRONG_FILES = [
     ('OBJECTIVE = 3 4\n', 'net_tiny.gin, line 4: '),
     ('OBJECTIVE = @m.Nat()\n', 'net_tiny.gin, line 4: .*Nat'),
     ('import no_such\n', "net_tiny.gin, line 4: No module named 'no_such'"),
-    ('m.Net.dept = 3\n', "net_tiny.gin, line 4: .*no.* parameter named 'dept'|doesn't have a parameter"),
-    ("include 'gin/trian.gin'\n", 'net_tiny.gin, line 4: include gin/trian.gin does not exist; there is gin/train.gin'),
+    ('m.Net.dept = 3\n', "net_tiny.gin, line 4: .* parameter named 'dept'"),
+    ("include 'gin/trian.gin'\n",
+     'net_tiny.gin, line 4: include gin/trian.gin does not exist; there is gin/train.gin'),
     ('', 'macro OBJECTIVE not set: add --gin.OBJECTIVE='),
     ('OBJECTIVE = %OBJECTIF\n', 'macro %OBJECTIF is used but never set: did you mean OBJECTIVE'),
     ('OBJECTIVE = 3\nWORK_DIR = 4\n', 'WORK_DIR is set but nothing uses it: did you mean WORKDIR'),
@@ -138,7 +139,7 @@ def test_wrong_file_is_one_line(write, text, wanted):
 
 
 @pytest.mark.parametrize('binding, wanted', [
-    ('WORKDIRR=x', "unknown macro 'WORKDIRR': did you mean WORKDIR.* known macros are DATA_DIR, OBJECT"),
+    ('WORKDIRR=x', "unknown macro 'WORKDIRR': did you mean WORKDIR.* known macros are DATA_DIR, "),
     ('WORKDIR', 'wanted --gin.NAME=VALUE'),
     ('m.Nat.depth=3', 'm.Nat'),
     ('Net.dept=3', "parameter named 'dept'"),
@@ -153,9 +154,14 @@ def test_wrong_binding_is_one_line(write, binding, wanted):
 
 def test_unknown_run_file_lists_close_names(write):
   write(GOOD, 'semantic_tiny'), write(GOOD, 'coarse_base')
-  with pytest.raises(errors.UserError, match='gin/runs/semantic_tinny.gin does not exist; there is .*semantic_tiny.gin$'):
+  with pytest.raises(
+    errors.UserError,
+    match='gin/runs/semantic_tinny.gin does not exist; there is .*semantic_tiny.gin$',
+  ):
     gin_utils.load(['gin/runs/semantic_tinny.gin'])
-  with pytest.raises(errors.UserError, match='semantic_tiny does not exist; there is gin/runs/semantic_tiny.gin$'):
+  with pytest.raises(
+    errors.UserError, match='semantic_tiny does not exist; there is gin/runs/semantic_tiny.gin$'
+  ):
     gin_utils.load(['semantic_tiny'])
   with pytest.raises(errors.UserError, match='no gin file'):
     gin_utils.load([])

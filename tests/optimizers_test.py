@@ -34,15 +34,15 @@ def test_constant():
 
 
 PARAMS = {
-    'dense': {'kernel': jnp.ones((2, 3)), 'bias': jnp.ones(3)},
-    'stacked': {'norm': {'scale': jnp.ones((4, 3))}, 'mlp': {'kernel': jnp.ones((4, 3, 3))}},
+  'dense': {'kernel': jnp.ones((2, 3)), 'bias': jnp.ones(3)},
+  'stacked': {'norm': {'scale': jnp.ones((4, 3))}, 'mlp': {'kernel': jnp.ones((4, 3, 3))}},
 }
 
 
 def test_decay_mask_leaves_vectors_biases_and_norms():
   assert optimizers.decay_mask(PARAMS) == {
-      'dense': {'kernel': True, 'bias': False},
-      'stacked': {'norm': {'scale': False}, 'mlp': {'kernel': True}},
+    'dense': {'kernel': True, 'bias': False},
+    'stacked': {'norm': {'scale': False}, 'mlp': {'kernel': True}},
   }
 
 
@@ -86,7 +86,7 @@ def test_a_quadratic_is_minimised(factory):
 def test_subtrees_get_their_own_optimizer():
   params = {'a': jnp.ones(2), 'b': jnp.ones(2)}
   optimizer = optimizers.by_subtree(
-      {'a': optimizers.adamw(1.0, weight_decay=0), 'b': optimizers.adamw(0.0, weight_decay=0)}
+    {'a': optimizers.adamw(1.0, weight_decay=0), 'b': optimizers.adamw(0.0, weight_decay=0)}
   )
   updates, _ = optimizer.update(params, optimizer.init(params), params)
   assert float(updates['a'][0]) != 0 and float(updates['b'][0]) == 0

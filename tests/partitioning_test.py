@@ -14,14 +14,23 @@ from flax import linen as nn
 from musiclm_jax import errors, optimizers, partitioning
 from musiclm_jax.models import registry
 
-DECODER = dict(vocab_size=128, num_layers=2, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32)
+DECODER = {
+  'vocab_size': 128,
+  'num_layers': 2,
+  'emb_dim': 16,
+  'num_heads': 2,
+  'head_dim': 8,
+  'mlp_dim': 32,
+}
 
 
 def boxed_shapes(name, config):
   """Returns the variables of a model with their boxes, nothing computed."""
   module = registry.build(name, config)
   rngs = {key: jax.random.key(0) for key in ('params', 'dropout', 'mask', 'quantizer')}
-  return jax.eval_shape(lambda *args: module.init(rngs, *args), *registry.example_inputs(name, config))
+  return jax.eval_shape(
+    lambda *args: module.init(rngs, *args), *registry.example_inputs(name, config)
+  )
 
 
 @pytest.mark.parametrize('name', registry.MODELS)
@@ -54,8 +63,13 @@ def test_unknown_logical_name_is_an_error():
 
 
 @pytest.mark.parametrize(
-    'shape, wanted',
-    [((3, 1, 1), 'does not fit'), ((0, 1, 1), 'positive'), ((-1, -1, 1), 'at most one'), ((1, 1), 'three')],
+  'shape, wanted',
+  [
+    ((3, 1, 1), 'does not fit'),
+    ((0, 1, 1), 'positive'),
+    ((-1, -1, 1), 'at most one'),
+    ((1, 1), 'three'),
+  ],
 )
 def test_bad_mesh_shape_is_named(shape, wanted):
   with pytest.raises(errors.UserError, match=wanted):
@@ -111,7 +125,9 @@ assert rows == {(0., 1.), (2., 3.), (4., 5.), (6., 7.)}, rows
 
 
 def test_shardings_on_eight_devices():
-  environment = dict(os.environ, XLA_FLAGS='--xla_force_host_platform_device_count=8', JAX_PLATFORMS='cpu')
+  environment = dict(
+    os.environ, XLA_FLAGS='--xla_force_host_platform_device_count=8', JAX_PLATFORMS='cpu'
+  )
   root = pathlib.Path(__file__).resolve().parents[1]
   subprocess.run([sys.executable, '-c', ON_EIGHT_DEVICES], check=True, env=environment, cwd=root)
 

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from musiclm_jax import audio
-from musiclm_jax import errors
-from musiclm_jax import prepare_audio
+from musiclm_jax import audio, errors, prepare_audio
 from musiclm_jax.data import records
 
 
@@ -104,7 +102,7 @@ def test_nothing_readable_is_an_error(tmp_path):
   with pytest.raises(errors.UserError, match='holds no audio files'):
     prepare_audio.prepare_audio(input_dir=tmp_path / 'music', output_dir=tmp_path / 'out')
   (tmp_path / 'music' / 'bad.mp3').write_text('no music')
-  with pytest.raises(errors.UserError, match=r'none of 1 files could be read; the first: .*bad.mp3'):
+  with pytest.raises(errors.UserError, match=r'none of 1 files could be read; .*bad.mp3'):
     prepare_audio.prepare_audio(
         input_dir=tmp_path / 'music', output_dir=tmp_path / 'out', progress=False)
   with pytest.raises(errors.UserError, match='not a directory'):

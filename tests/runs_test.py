@@ -15,10 +15,10 @@ RUNS = sorted((ROOT / 'gin' / 'runs').glob('*.gin'))
 TOPOLOGIES = sorted((ROOT / 'gin' / 'topologies').glob('*.gin'))
 # Run -> (fewest, most) parameters in millions.  MusicLM: 430M a stage, w2v-BERT XL: 0.6B.
 SIZES = {
-    'semantic_base': (400, 440),
-    'coarse_base': (400, 440),
-    'fine_base': (400, 440),
-    'w2v_bert_xl': (550, 650),
+  'semantic_base': (400, 440),
+  'coarse_base': (400, 440),
+  'fine_base': (400, 440),
+  'w2v_bert_xl': (550, 650),
 }
 # What a user gives on the command line; data is not read here.
 DATA = ('WORKDIR=unused', 'DATA_DIR=unused', 'TOKENS_DIR=unused')
@@ -27,7 +27,7 @@ DATA = ('WORKDIR=unused', 'DATA_DIR=unused', 'TOKENS_DIR=unused')
 def load(run, *more, vocabulary):
   gin_utils.load([str(run), *map(str, more)], [*DATA, f'VOCAB_FILE={vocabulary}'])
   return gin_utils.arguments(
-      train.train, ('objective', 'optimizer', 'batch_size', 'mesh_shape', 'total_steps')
+    train.train, ('objective', 'optimizer', 'batch_size', 'mesh_shape', 'total_steps')
   )
 
 
@@ -53,7 +53,7 @@ def test_run_parses_and_builds(run, vocabulary):
   assert fewest <= millions <= most, f'{run.stem} has {millions:.1f}M parameters'
   with partitioning.activate(mesh):
     loss, (model_state, metrics) = jax.eval_shape(
-        objective.loss_fn, state.params, state.model_state, shapes, jax.random.key(0), state.step
+      objective.loss_fn, state.params, state.model_state, shapes, jax.random.key(0), state.step
     )
     evaluated = jax.eval_shape(objective.eval_fn, state.params, state.model_state, shapes)
   assert loss.shape == ()
@@ -68,7 +68,9 @@ def test_run_header_has_its_command(run):
 
 
 @pytest.mark.parametrize('topology', TOPOLOGIES, ids=lambda path: path.stem)
-@pytest.mark.parametrize('run', [run for run in RUNS if 'base' in run.stem], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+  'run', [run for run in RUNS if 'base' in run.stem], ids=lambda path: path.stem
+)
 def test_topology_changes_the_mesh_only(run, topology, vocabulary):
   plain = load(run, vocabulary=vocabulary)
   changed = load(run, topology, vocabulary=vocabulary)

@@ -125,17 +125,17 @@ def keep_programs(folder, min_seconds):
 
 
 def run(workdir, total_steps, **changes):
-  arguments = dict(
-      workdir=str(workdir),
-      objective=RegressionObjective(),
-      dataset=RandomDataset(),
-      optimizer=optimizers.adamw(optimizers.inverse_sqrt(0.01, 2)),
-      total_steps=total_steps,
-      batch_size=8,
-      log_every=1,
-      checkpoint_every=2,
-      eval_every=1000,
-  )
+  arguments = {
+    'workdir': str(workdir),
+    'objective': RegressionObjective(),
+    'dataset': RandomDataset(),
+    'optimizer': optimizers.adamw(optimizers.inverse_sqrt(0.01, 2)),
+    'total_steps': total_steps,
+    'batch_size': 8,
+    'log_every': 1,
+    'checkpoint_every': 2,
+    'eval_every': 1000,
+  }
   return train.train(**(arguments | changes))
 
 
@@ -165,15 +165,15 @@ def test_two_and_two_steps_are_four_bit_for_bit(tmp_path):
   assert metrics_of(tmp_path / 'whole') == metrics_of(tmp_path / 'halves')
   assert len(metrics_of(tmp_path / 'whole')) == 4 * 5  # loss, mse, two norms, learning rate
   positions = [
-      next((tmp_path / name / 'checkpoints' / '4').rglob('position')).read_text()
-      for name in ('whole', 'halves')
+    next((tmp_path / name / 'checkpoints' / '4').rglob('position')).read_text()
+    for name in ('whole', 'halves')
   ]
   assert positions == ['4', '4']
 
 
 def test_async_checkpoints_do_not_see_later_steps(tmp_path):
   """Donated buffers are written while training goes on: step 3 of 9 is a run of 3 steps."""
-  long = dict(checkpoint_every=1, max_to_keep=None, log_every=100)
+  long = {'checkpoint_every': 1, 'max_to_keep': None, 'log_every': 100}
   run(tmp_path / 'long', 9, **long)
   for step in range(4, 10):
     for path in (tmp_path / 'long' / 'checkpoints').glob(str(step)):
@@ -209,8 +209,12 @@ def test_learning_happens_and_evaluation_sees_it(tmp_path):
 
 @pytest.mark.parametrize('log_every', [1, 100])
 def test_divergence_names_the_step_and_the_last_good_checkpoint(tmp_path, log_every):
-  with pytest.raises(train.TrainingDiverged, match='at step 5: loss nan.*last good checkpoint: step 4'):
-    run(tmp_path, 20, objective=RegressionObjective(bad_step=5), log_every=log_every, max_to_keep=None)
+  with pytest.raises(
+    train.TrainingDiverged, match='at step 5: loss nan.*last good checkpoint: step 4'
+  ):
+    run(
+      tmp_path, 20, objective=RegressionObjective(bad_step=5), log_every=log_every, max_to_keep=None
+    )
   steps = sorted(path.name for path in (tmp_path / 'checkpoints').iterdir())
   assert steps == ['2', '4']
 
@@ -278,7 +282,7 @@ def test_describe_counts_and_shows_the_batch(tmp_path):
 def test_eight_devices_train_as_one(tmp_path):
   reference = run(tmp_path / 'one', 4)
   environment = dict(
-      os.environ, XLA_FLAGS='--xla_force_host_platform_device_count=8', JAX_PLATFORMS='cpu'
+    os.environ, XLA_FLAGS='--xla_force_host_platform_device_count=8', JAX_PLATFORMS='cpu'
   )
   command = [sys.executable, __file__, str(tmp_path / 'eight')]
   subprocess.run(command, check=True, env=environment, cwd=ROOT)
@@ -296,7 +300,10 @@ class Terminal(io.StringIO):
 
 
 def test_progress_rewrites_one_line_on_a_terminal_only():
-  for stream, wanted in ((Terminal(), '\r\x1b[Kstep 2/4  loss 0.5'), (io.StringIO(), 'step 2/4  loss 0.5\n')):
+  for stream, wanted in (
+    (Terminal(), '\r\x1b[Kstep 2/4  loss 0.5'),
+    (io.StringIO(), 'step 2/4  loss 0.5\n'),
+  ):
     progress = metric_writers.ProgressLine(0, 4, stream)
     progress.report(2, 0.5)
     assert stream.getvalue() == wanted

@@ -4,9 +4,10 @@ import logging
 
 from musiclm_jax import cli
 
-EXAMPLES = """
+EXAMPLES = r"""
 python tools/export.py --workdir=runs/soundstream --output=models/soundstream
-python tools/export.py --workdir=gs://bucket/semantic --output=models/semantic --step=100000 --dtype=float16
+python tools/export.py --workdir=gs://bucket/semantic --output=models/semantic \
+  --step=100000 --dtype=float16
 """
 
 

@@ -6,10 +6,13 @@ import sys
 
 from musiclm_jax import cli
 
-EXAMPLES = """
-python tools/train.py --gin_file=gin/runs/soundstream_tiny.gin --gin.WORKDIR=runs/soundstream --gin.DATA_DIR=data/waveforms
-python tools/train.py --gin_file=gin/runs/semantic_base.gin --gin_file=gin/topologies/v4_32.gin --gin.WORKDIR=gs://bucket/semantic --gin.TOKENS_DIR=gs://bucket/tokens --distributed
-python tools/train.py --gin_file=gin/runs/semantic_base.gin --gin.WORKDIR=runs/x --gin.TOKENS_DIR=data/tokens --dry_run
+EXAMPLES = r"""
+python tools/train.py --gin_file=gin/runs/soundstream_tiny.gin \
+  --gin.WORKDIR=runs/soundstream --gin.DATA_DIR=data/waveforms
+python tools/train.py --gin_file=gin/runs/semantic_tiny.gin --dry_run \
+  --gin.WORKDIR=runs/semantic --gin.TOKENS_DIR=data/tokens
+python tools/train.py --gin_file=gin/runs/semantic_base.gin --gin_file=gin/topologies/v4_32.gin \
+  --gin.WORKDIR=gs://bucket/semantic --gin.TOKENS_DIR=gs://bucket/tokens --distributed
 """
 
 

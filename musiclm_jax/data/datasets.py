@@ -80,7 +80,7 @@ class SeqioIterator:
     return {name: value.numpy() for name, value in next(self._iterator).items()}
 
   def save(self, path) -> None:
-    """Writes PATH.index and PATH.data-*: the shuffle buffer and what is read ahead, some 50 MB."""
+    """Writes PATH.index and PATH.data-*: the shuffle buffer and what is read ahead, 50 to 150 MB."""
     tf.train.Checkpoint(iterator=self._iterator).write(os.fspath(path))
 
   def restore(self, path) -> None:

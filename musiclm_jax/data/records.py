@@ -27,8 +27,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 import tensorflow as tf
 
-from musiclm_jax import audio
-from musiclm_jax import errors
+from musiclm_jax import audio, errors
 
 FORMAT_VERSION = 1
 CODEBOOKS_FILE = 'mulan_codebooks.npy'  # float32[Q, K, D] of the MuLan quantizer

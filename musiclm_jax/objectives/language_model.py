@@ -27,6 +27,8 @@ class LanguageModelObjective:
   softmax: 'legal' compares a target with the codebook_size ids its level may hold, the only ones
   that sampling ever draws; 'full' compares it with the whole vocabulary.
   z_loss: weight of log(Z)^2, which keeps logits from drifting; training only.
+  tokens_dir: the token records trained on (of several, the first); their layout.json, which names
+    the tokenizers, travels with the exported model.
   """
 
   config: transformer.DecoderConfig
@@ -35,6 +37,7 @@ class LanguageModelObjective:
   seconds: float
   softmax: str = 'legal'
   z_loss: float = 1e-4
+  tokens_dir: str | tuple[str, ...] | None = None
 
   def __post_init__(self):
     if self.softmax not in ('legal', 'full'):
@@ -58,6 +61,14 @@ class LanguageModelObjective:
   def export_extra(self) -> dict[str, Any]:
     """Returns what generation must know beside the config."""
     return {'stage': self.stage, 'seconds': self.seconds, 'layout': self.layout.to_json()}
+
+  @property
+  def export_text_files(self) -> dict[str, str]:
+    """Returns {'layout.json': its path}, {} without `tokens_dir`."""
+    if self.tokens_dir is None:
+      return {}
+    first = self.tokens_dir if isinstance(self.tokens_dir, str) else self.tokens_dir[0]
+    return {token_layout.LAYOUT_FILE: f'{first}/{token_layout.LAYOUT_FILE}'}
 
   @property
   def model(self) -> transformer.Decoder:

@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 
 from musiclm_jax import errors
-from musiclm_jax.data import datasets
-from musiclm_jax.data import feature_converters
-from musiclm_jax.data import records
+from musiclm_jax.data import datasets, feature_converters, records
 from tasks import waveforms
 
 NUM_RECORDS = 12

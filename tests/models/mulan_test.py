@@ -99,7 +99,8 @@ def test_log_mel_has_one_frame_a_hop_and_sees_16_khz():
   config = mulan.MulanConfig()
   time = jnp.arange(24_000) / 24_000
   tones = 0.5 * jnp.sin(2 * jnp.pi * jnp.array([[440.0], [11_000.0]]) * time)
-  mel = mulan.Mulan(config).apply({}, tones, method='log_mel')
+  variables = {'params': {'temperature_logit': jnp.zeros(())}}
+  mel = mulan.Mulan(config).apply(variables, tones, method='log_mel')
   assert mel.shape == (2, 100, 64)
   assert float(mel[0].max()) > 0 > float(mel[1, 5:-5].max())  # 11 kHz is beyond 8 kHz
 

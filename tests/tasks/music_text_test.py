@@ -4,10 +4,7 @@ import numpy as np
 import pytest
 
 from musiclm_jax import text
-from musiclm_jax.data import datasets
-from musiclm_jax.data import feature_converters
-from musiclm_jax.data import records
-from musiclm_jax.data import vocabularies
+from musiclm_jax.data import datasets, feature_converters, records, vocabularies
 from tasks import music_text
 
 CAPTIONS = {1: ['slow piano'], 2: ['fast rock drums', 'loud rock'], 3: [],
@@ -32,7 +29,8 @@ def test_tokens_are_those_of_a_caption_of_the_same_record(setting):
   dataset = datasets.SeqioDataset(task, feature_converters.MusicTextFeatureConverter())
   iterator = dataset.iterator(6, seed=0)
   tokenizer = text.WordPieceTokenizer(vocab_file)
-  wanted = {r: tokenizer.encode(captions, 8).tolist() for r, captions in CAPTIONS.items() if captions}
+  wanted = {r: tokenizer.encode(captions, 8).tolist()
+            for r, captions in CAPTIONS.items() if captions}
   seen = set()
   for _ in range(5):
     batch = next(iterator)

@@ -5,9 +5,7 @@ import pytest
 import seqio
 
 from musiclm_jax import errors
-from musiclm_jax.data import datasets
-from musiclm_jax.data import feature_converters
-from musiclm_jax.data import records
+from musiclm_jax.data import datasets, feature_converters, records
 from tasks import waveforms
 
 

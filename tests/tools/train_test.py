@@ -91,7 +91,7 @@ def tool(folder, name, *arguments, check=True):
   environment = dict(os.environ, PYTHONPATH=f'{ROOT}:{folder}', JAX_PLATFORMS='cpu')
   command = [sys.executable, str(ROOT / 'tools' / name), *arguments]
   done = subprocess.run(
-      command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    command, cwd=folder, env=environment, capture_output=True, text=True, check=False
   )
   assert not check or done.returncode == 0, done.stderr
   return done
@@ -135,23 +135,31 @@ def test_train_then_export_then_load(folder):
   step, variables = checkpoints.read_variables(workdir)
   assert step == 3
   jax.tree.map(
-      lambda saved, loaded: np.testing.assert_array_equal(
-          saved.astype(np.float16).astype(np.float32), loaded
-      ),
-      variables,
-      model.variables,
+    lambda saved, loaded: np.testing.assert_array_equal(
+      saved.astype(np.float16).astype(np.float32), loaded
+    ),
+    variables,
+    model.variables,
   )
   first = tool(folder, 'export.py', f'--workdir={workdir}', f'--output={folder}/first', '--step=2')
   assert json.loads((folder / 'first' / 'config.json').read_text())['extra']['step'] == 2, first
 
 
-@pytest.mark.parametrize('name, arguments, wanted', [
-    ('train.py', ['--gin_file=gin/runs/countin.gin'], 'countin.gin does not exist; there is gin/runs/counting.gin'),
-    ('train.py', ['--gin_file=gin/runs/counting.gin'], 'macro WORKDIR not set: add --gin.WORKDIR='),
-    ('train.py', ['--gin_file=gin/runs/counting.gin', '--gin.TOTALSTEPS=2'], "unknown macro 'TOTALSTEPS': did you mean TOTAL_STEPS?"),
-    ('train.py', ['--gin_file=gin/runs/counting.gin', '--gin.WORKDIR=w', '--gin.MESH_SHAPE=(3,1,1)'], 'mesh shape (3, 1, 1) over'),
-    ('export.py', ['--workdir=nowhere', '--output=x'], 'nowhere is not the WORKDIR of a training run'),
-])  # fmt: skip
+RUN_FILE = '--gin_file=gin/runs/counting.gin'
+BAD_INPUT = [
+    ('train.py', ['--gin_file=gin/runs/countin.gin'],
+     'countin.gin does not exist; there is gin/runs/counting.gin'),
+    ('train.py', [RUN_FILE], 'macro WORKDIR not set: add --gin.WORKDIR='),
+    ('train.py', [RUN_FILE, '--gin.TOTALSTEPS=2'],
+     "unknown macro 'TOTALSTEPS': did you mean TOTAL_STEPS?"),
+    ('train.py', [RUN_FILE, '--gin.WORKDIR=w', '--gin.MESH_SHAPE=(3,1,1)'],
+     'mesh shape (3, 1, 1) over'),
+    ('export.py', ['--workdir=nowhere', '--output=x'],
+     'nowhere is not the WORKDIR of a training run'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('name, arguments, wanted', BAD_INPUT)
 def test_bad_input_is_one_line_and_a_failure(folder, name, arguments, wanted):
   done = tool(folder, name, *arguments, check=False)
   assert done.returncode == 1
