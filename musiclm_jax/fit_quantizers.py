@@ -16,9 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from musiclm_jax import audio
-from musiclm_jax import checkpoints
-from musiclm_jax import errors
+from musiclm_jax import audio, checkpoints, errors
 from musiclm_jax.models import quantizers
 
 _log = logging.getLogger(__name__)

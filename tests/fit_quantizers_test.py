@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-from musiclm_jax import checkpoints
-from musiclm_jax import errors
-from musiclm_jax import fit_quantizers
+from musiclm_jax import checkpoints, errors, fit_quantizers
 from musiclm_jax.data import records
 
 

@@ -10,7 +10,7 @@ def main() -> None:
       'again.',
       """
 python tools/extract_tokens.py --waveforms=data/corpus --models=models --output=data/tokens
-python tools/extract_tokens.py --waveforms=data/corpus --models=models --output=data/test --splits=test
+python tools/extract_tokens.py --waveforms=data/corpus --models=models --output=test --splits=test
 """)
   parser.add_argument('--waveforms', required=True, help='waveform records, of prepare_audio.py')
   parser.add_argument('--models', required=True, help='directory of the five exported models')

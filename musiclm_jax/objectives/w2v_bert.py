@@ -9,8 +9,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from musiclm_jax.models import quantizers
-from musiclm_jax.models import w2v_bert
+from musiclm_jax.models import quantizers, w2v_bert
 
 
 def sample_distractors(rng: jax.Array, mask: jax.Array, num_distractors: int) -> jax.Array:

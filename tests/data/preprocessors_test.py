@@ -59,7 +59,8 @@ def test_every_caption_is_drawn_and_records_without_one_are_dropped():
 
 def test_quantize_equals_the_models_quantizer():
   rng = np.random.default_rng(0)
-  codebooks = rng.standard_normal((5, 16, 8)).astype(np.float32) * 0.5 ** np.arange(5)[:, None, None]
+  scale = 0.5 ** np.arange(5)[:, None, None]
+  codebooks = (rng.standard_normal((5, 16, 8)) * scale).astype(np.float32)
   vectors = rng.standard_normal((20, 8)).astype(np.float32)
   config = quantizers.ResidualVectorQuantizerConfig(dim=8, num_quantizers=5, codebook_size=16)
   wanted = quantizers.ResidualVectorQuantizer(config).apply(

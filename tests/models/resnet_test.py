@@ -46,11 +46,11 @@ def test_batch_norm_keeps_running_statistics_and_group_norm_has_none():
   model = resnet.ResNet(TINY)
 
   @jax.jit
-  def init_and_train():
+  def init_and_train(x):
     variables = model.init(jax.random.key(1), x)
     return variables, model.apply(variables, x, train=True, mutable=['batch_stats'])[1]
 
-  before, after = (v['batch_stats']['stem_norm']['batch']['mean'] for v in init_and_train())
+  before, after = (v['batch_stats']['stem_norm']['batch']['mean'] for v in init_and_train(x))
   assert float(jnp.abs(after - before).max()) > 0
   group = resnet.ResNet(dataclasses.replace(TINY, norm='group'))
   assert set(jax.eval_shape(group.init, jax.random.key(1), x)) == {'params'}

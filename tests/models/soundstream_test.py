@@ -100,10 +100,10 @@ def test_musiclm_size():
   count = sum(leaf.size for leaf in jax.tree.leaves(shapes['params']))
   assert count == 10_502_401  # 12 x 1024 x 256 codebooks not counted
   assert shapes['codebooks']['quantizer']['embeddings'].shape == (12, 1024, 256)
-  encode = lambda v, w: model.apply(v, w, method='encode')  # noqa: E731
+  encode = lambda v, w: model.apply(v, w, method='encode')
   codes = jax.eval_shape(encode, shapes, jax.ShapeDtypeStruct((2, 24_000), jnp.float32))
   assert codes.shape == (2, 50, 12)
-  decode = lambda v, c: model.apply(v, c, method='decode')  # noqa: E731
+  decode = lambda v, c: model.apply(v, c, method='decode')
   assert jax.eval_shape(decode, shapes, codes).shape == (2, 24_000)
 
 

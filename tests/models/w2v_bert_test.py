@@ -127,6 +127,25 @@ def test_quantizer_is_one_code_forward_and_a_mixture_backward():
   assert np.abs(gradient).max() > 0
 
 
+def test_codes_of_mel_frames_and_codes_that_stay(waveform):
+  config = dataclasses.replace(TINY, quantizer_input='mel', quantizer_gradient=0.0)
+  module = w2v_bert.W2vBert(config)
+  params = nn.unbox(jax.jit(module.init)(RNGS, waveform))['params']
+  assert params['quantizer']['logits']['kernel'].shape == (16, 2, 8)
+  mel = module.apply({'params': params}, waveform, method='log_mel')
+  frames = module.apply({'params': params}, mel, None, method='quantizer_frames')
+  assert frames.shape == (2, 30, 16)
+  np.testing.assert_allclose(frames.mean((0, 1)), 0.0, atol=1e-4)
+
+  def loss(params):
+    outputs = module.apply({'params': params}, waveform, rngs=RNGS)
+    return outputs.quantized.sum() + outputs.code_probs[..., 0].sum()
+
+  gradient = jax.grad(loss)(params)
+  assert not np.any(gradient['quantizer']['logits']['kernel'])
+  assert np.any(gradient['quantizer']['codebook'])
+
+
 def test_noise_follows_the_temperature_free_distribution():
   # Gumbel-max: whatever the temperature, code v is drawn with probability softmax(logits)[v].
   module = w2v_bert.GumbelQuantizer(dataclasses.replace(TINY, num_groups=1, code_dim=8))
@@ -157,6 +176,8 @@ def test_xl_has_the_papers_size_and_named_axes(scan_layers):
 def test_bad_settings_are_named():
   with pytest.raises(ValueError, match='feature_layer 7 is not in 0 to prediction_layers 3'):
     w2v_bert.W2vBertConfig(prediction_layers=3)
+  with pytest.raises(ValueError, match="quantizer_input 'pcm' is not 'encoded' or 'mel'"):
+    w2v_bert.W2vBertConfig(quantizer_input='pcm')
   with pytest.raises(ValueError, match='code_dim 10 is not divisible by num_groups 3'):
     w2v_bert.W2vBertConfig(code_dim=10, num_groups=3)
   with pytest.raises(ValueError, match='not a whole number of samples at 22050 Hz'):

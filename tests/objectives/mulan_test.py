@@ -97,7 +97,7 @@ def test_overfits_one_batch():
   optimizer = optax.adam(3e-3)
 
   @jax.jit
-  def step(params, state, opt_state, rng):
+  def step(params, state, opt_state, batch, rng):
     (_, (state, _)), grads = jax.value_and_grad(OBJECTIVE.loss_fn, has_aux=True)(
         params, state, batch, rng, 0)
     updates, opt_state = optimizer.update(grads, opt_state)
@@ -107,7 +107,7 @@ def test_overfits_one_batch():
   before = evaluate(params, state, batch)
   opt_state = optimizer.init(params)
   for i in range(60):
-    params, state, opt_state = step(params, state, opt_state, jax.random.key(i))
+    params, state, opt_state = step(params, state, opt_state, batch, jax.random.key(i))
   after = evaluate(params, state, batch)
   assert float(before['audio_to_text_recall_at_1']) < 0.6
   assert float(after['audio_to_text_recall_at_1']) == 1.0
@@ -121,11 +121,11 @@ def test_infonce_and_masking_run_through_the_objective():
   objective = dataclasses.replace(OBJECTIVE, loss='infonce', mask_same_text=True)
 
   @jax.jit
-  def init_and_loss():
+  def init_and_loss(batch):
     params, state = objective.init(jax.random.key(0), batch)
     return state, objective.loss_fn(params, state, batch, jax.random.key(1), 0)
 
-  state, (loss, (new_state, metrics)) = init_and_loss()
+  state, (loss, (new_state, metrics)) = init_and_loss(batch)
   assert np.isfinite(loss) and set(metrics) >= {
       'loss', 'temperature', 'positive_cosine', 'negative_cosine', 'audio_to_text_recall_at_1'}
   assert jax.tree.structure(new_state) == jax.tree.structure(state)
