@@ -346,9 +346,7 @@ def _directory(workdir: str) -> epath.Path:
 def _steps(directory: epath.Path) -> list[int]:
   if not directory.exists():
     raise errors.UserError(f'{directory} does not exist, wanted the checkpoints of a training run')
-  options = ocp.CheckpointManagerOptions(read_only=True)
-  with ocp.CheckpointManager(directory, options=options) as manager:
-    return list(manager.all_steps())
+  return ocp.utils.checkpoint_steps(directory)  # complete ones only
 
 
 def _read_variables(path: epath.Path) -> dict[str, Any]:

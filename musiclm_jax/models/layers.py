@@ -82,8 +82,9 @@ class Attention(nn.Module):
 
   `bias` float32[H, T, S] (T5) or None; `mask` bool[T, S], true where a query may look.
 
-  Keys are [B H, D, S] and values [B H, S, D], the operands of the two products as they stand: any
-  other shape makes XLA copy the whole cache at every decoded token.
+  The cache merges B and H: keys [B H, D, S], values [B H, S, D], the operands of the two products
+  as they stand. With any other shape XLA copies the whole cache at every decoded token. Without a
+  cache B and H stay apart, so that each can be sharded on its own.
   """
 
   config: Any  # transformer.DecoderConfig
@@ -102,64 +103,68 @@ class Attention(nn.Module):
       query = rotate(query, positions, c.rotary_max_wavelength)
       key = rotate(key, positions, c.rotary_max_wavelength)
     query = nn.with_logical_constraint(query, ('batch', 'length', 'heads', 'kv'))
-    heads_first = lambda y: jnp.swapaxes(y, 1, 2).reshape(-1, y.shape[1], c.head_dim)
-    key, value = jnp.swapaxes(heads_first(key), 1, 2), heads_first(value)
+    query, value = (jnp.swapaxes(y, 1, 2) for y in (query, value))  # [B, H, T, D]
+    key = jnp.transpose(key, (0, 2, 3, 1))  # [B, H, D, S]
     if cache is not None:
+      query, key, value = (y.reshape(-1, *y.shape[2:]) for y in (query, key, value))
       write = lambda old, new, start: jax.lax.dynamic_update_slice(
           old, new.astype(old.dtype), start)
       key = write(cache['key'], key, (0, 0, index))
       value = write(cache['value'], value, (0, index, 0))
       cache = {'key': key, 'value': value}
     if c.attention == 'fused':
-      y = fused_attention(query, key, value, mask, bias)
+      y = fused_attention(query, key, value, mask, bias, c.num_heads)
     else:
       drop = lambda w: dropout(self, w, c.dropout_rate, deterministic)
       chunk = c.query_chunk if cache is None and c.query_chunk else x.shape[1]
-      y = chunked_attention(query, key, value, mask, bias, drop, chunk)
+      y = chunked_attention(query, key, value, mask, bias, c.num_heads, drop, chunk)
+    y = y.reshape(x.shape[0], c.num_heads, -1, c.head_dim)
+    y = jnp.swapaxes(y, 1, 2).reshape(*x.shape[:2], -1)  # [B, T, H D]
     out = kernel(self, 'out', (c.num_heads, c.head_dim, c.emb_dim), ('heads', 'kv', 'embed'),
                  c.num_heads * c.head_dim)
-    return y.reshape(*x.shape[:2], -1) @ out.reshape(-1, c.emb_dim).astype(dtype), cache
+    return y @ out.reshape(-1, c.emb_dim).astype(dtype), cache
 
 
-def chunked_attention(query, key, value, mask, bias, drop, chunk: int) -> Array:
-  """Returns [B, T, H, D]; `chunk` queries at a time look only at the keys up to their last one.
+def chunked_attention(query, key, value, mask, bias, num_heads, drop, chunk: int) -> Array:
+  """Returns [..., T, D]; `chunk` queries at a time look only at the keys up to their last one.
 
   With chunk < T this is for a causal mask over S = T keys: half of the products are never made.
   """
-  length, outputs = query.shape[1], []
+  length, outputs = query.shape[-2], []
   for start in range(0, length, chunk):
     stop = min(start + chunk, length)
     end = stop if chunk < length else key.shape[-1]
     part = slice(start, stop)
-    outputs.append(attention(query[:, part], key[..., :end], value[:, :end], mask[part, :end],
-                             None if bias is None else bias[:, part, :end], drop))
-  return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
+    outputs.append(attention(
+        query[..., part, :], key[..., :end], value[..., :end, :], mask[part, :end],
+        None if bias is None else bias[:, part, :end], num_heads, drop))
+  return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-2)
 
 
-def attention(query, key, value, mask, bias, drop) -> Array:
-  """Returns [B, T, H, D] of softmax(query key / sqrt(D) + bias) value; the softmax is float32.
+def attention(query, key, value, mask, bias, num_heads, drop) -> Array:
+  """Returns [..., T, D] of softmax(query key / sqrt(D) + bias) value; the softmax is float32.
 
-  query [B, T, H, D], key [B H, D, S], value [B H, S, D]; N is B H below.
+  query [..., T, D], key [..., D, S], value [..., S, D], where ... is B, H or both as one: B H.
   """
-  batch_size, length, num_heads, head_dim = query.shape
-  query = jnp.swapaxes(query * head_dim ** -0.5, 1, 2).reshape(-1, length, head_dim)
-  logits = jnp.einsum('NTD,NDS->NTS', query, key, preferred_element_type=jnp.float32)
-  logits = logits.reshape(batch_size, num_heads, length, -1)
+  query = query * query.shape[-1] ** -0.5
+  logits = jnp.einsum('...TD,...DS->...TS', query, key, preferred_element_type=jnp.float32)
+  shape = logits.shape
+  logits = logits.reshape(-1, num_heads, *shape[-2:])
   if bias is not None:
     logits = logits + bias
   logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
   weights = drop(jax.nn.softmax(logits, axis=-1)).astype(value.dtype)
-  y = jnp.einsum('NTS,NSD->NTD', weights.reshape(-1, *weights.shape[2:]), value)
-  return jnp.swapaxes(y.reshape(batch_size, num_heads, length, head_dim), 1, 2)
+  return jnp.einsum('...TS,...SD->...TD', weights.reshape(shape), value)
 
 
-def fused_attention(query, key, value, mask, bias) -> Array:
+def fused_attention(query, key, value, mask, bias, num_heads) -> Array:
   """Returns what `attention` returns, through jax.nn.dot_product_attention (no weight dropout)."""
-  batch_size, _, num_heads, head_dim = query.shape
-  unmerge = lambda y: jnp.swapaxes(y.reshape(batch_size, num_heads, -1, head_dim), 1, 2)
-  key, value = unmerge(jnp.swapaxes(key, 1, 2)), unmerge(value)
+  apart = lambda y: jnp.swapaxes(y.reshape(-1, num_heads, *y.shape[-2:]), 1, 2)  # [B, T, H, D]
   bias = None if bias is None else bias[None].astype(query.dtype)
-  return jax.nn.dot_product_attention(query, key, value, bias=bias, mask=mask[None, None])
+  y = jax.nn.dot_product_attention(
+      apart(query), apart(jnp.swapaxes(key, -2, -1)), apart(value), bias=bias,
+      mask=mask[None, None])
+  return jnp.swapaxes(y, 1, 2).reshape(query.shape)
 
 
 class GatedMlp(nn.Module):

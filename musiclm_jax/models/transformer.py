@@ -113,7 +113,8 @@ class Decoder(nn.Module):
       self.output_embedding = layers.kernel(
           self, 'output_embedding', table, ('vocab', 'embed'), c.emb_dim)
     if c.position == 'relative_bias':
-      init = nn.with_logical_partitioning(nn.initializers.normal(0.1), ('kv', 'heads'))
+      init = nn.with_logical_partitioning(
+          nn.initializers.normal(1 / c.emb_dim), ('kv', 'heads'))
       self.relative_bias = self.param(
           'relative_bias', init, (c.relative_num_buckets, c.num_heads), jnp.float32)
     block = layers.Block
@@ -152,7 +153,8 @@ class Decoder(nn.Module):
       slots = cache.positions.shape[0]
       key_positions = jax.lax.dynamic_update_slice(cache.positions, positions, (index,))
     mask = jnp.arange(slots) <= index + jnp.arange(length)[:, None]
-    x = (jnp.take(self.embedding, tokens, axis=0) * c.emb_dim ** 0.5).astype(c.dtype)
+    table = nn.with_logical_constraint(self.embedding, ('vocab', None))  # whole rows to look up
+    x = (jnp.take(table, tokens, axis=0) * c.emb_dim ** 0.5).astype(c.dtype)
     x = nn.with_logical_constraint(x, ('batch', 'length', 'embed'))
     x = layers.dropout(self, x, c.dropout_rate, deterministic)
     x, layer_caches = self._run(x, None if cache is None else cache.layers, positions, index, mask,
@@ -170,14 +172,19 @@ class Decoder(nn.Module):
     return x, tuple(new_caches)
 
   def _bias(self, positions, key_positions):
-    """Returns float32[H, T, S], or None for rotary positions."""
+    """Returns float32[H, T, S], or None for rotary positions.
+
+    The table is scaled like the token embedding: Adam moves an entry by about the learning rate a
+    step, and unscaled it would take thousands of steps to single out a distance.
+    """
     c = self.config
     if c.position == 'rotary':
       return None
     buckets = layers.relative_buckets(
         key_positions - positions[:, None], c.relative_num_buckets, c.relative_max_distance,
         bidirectional=c.clock == 'time')
-    return jnp.moveaxis(jnp.take(self.relative_bias, buckets, axis=0), -1, 0)
+    table = self.relative_bias * c.emb_dim ** 0.5
+    return jnp.moveaxis(jnp.take(table, buckets, axis=0), -1, 0)
 
   def head(self) -> Array:
     """Returns the output table float32[V, E]."""

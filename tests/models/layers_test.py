@@ -35,7 +35,7 @@ def test_rms_norm():
   np.testing.assert_allclose(y, x / np.sqrt(12.5), rtol=1e-6)
 
 
-def test_attention_equals_numpy_in_all_three_ways():
+def test_attention_equals_numpy_in_all_three_ways_and_both_shapes():
   batch, length, heads, dim = 2, 6, 3, 4
   rng = np.random.default_rng(0)
   query, key, value = rng.normal(size=(3, batch, length, heads, dim)).astype(np.float32)
@@ -46,9 +46,13 @@ def test_attention_equals_numpy_in_all_three_ways():
   weights /= weights.sum(-1, keepdims=True)
   expected = np.einsum('bhts,bshd->bthd', weights, value)
 
-  merged = lambda y: jnp.asarray(y.transpose(0, 2, 1, 3).reshape(batch * heads, length, dim))
-  args = (jnp.asarray(query), merged(key).swapaxes(1, 2), merged(value), mask, bias)
-  same = lambda y: y
-  np.testing.assert_allclose(layers.attention(*args, same), expected, atol=1e-5)
-  np.testing.assert_allclose(layers.chunked_attention(*args, same, 4), expected, atol=1e-5)
-  np.testing.assert_allclose(layers.fused_attention(*args), expected, atol=1e-5)
+  expected = expected.transpose(0, 2, 1, 3)
+  apart = lambda y: jnp.asarray(y.transpose(0, 2, 1, 3))
+  merged = lambda y: apart(y).reshape(batch * heads, length, dim)  # as in the cache
+  for shape in (apart, merged):
+    args = (shape(query), shape(key).swapaxes(-2, -1), shape(value), mask, bias, heads)
+    same = lambda y: y
+    for y in (layers.attention(*args, same), layers.chunked_attention(*args, same, 4),
+              layers.fused_attention(*args)):
+      assert y.shape == args[0].shape
+      np.testing.assert_allclose(y.reshape(expected.shape), expected, atol=1e-5)
