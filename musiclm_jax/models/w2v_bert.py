@@ -172,7 +172,7 @@ class GumbelQuantizer(nn.Module):
         nn.with_logical_partitioning(nn.initializers.normal(1.0), (None, 'codes', 'code_dim')),
         (groups, codes, cfg.code_dim // groups))
     chosen = logits
-    if not deterministic:
+    if not deterministic and cfg.quantizer_gradient:  # fixed codes have nothing to explore
       chosen = (logits + jax.random.gumbel(self.make_rng('quantizer'), logits.shape)) / temperature
     soft = jax.nn.softmax(chosen)
     hard = jax.nn.one_hot(jnp.argmax(chosen, -1), codes)
