@@ -8,6 +8,7 @@ Loading one runs no code from it: no pickle, no gin.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -47,7 +48,7 @@ _STORED = {
 
 @dataclasses.dataclass(frozen=True)
 class ExportedModel:
-  """A model read from an exported directory: `module.apply(variables, ...)` runs it."""
+  """A model read from an exported directory: `codec.apply('decode', codes)` runs it."""
 
   name: str
   config: Any
@@ -56,6 +57,15 @@ class ExportedModel:
   extra: dict[str, Any]
   directory: epath.Path
   fingerprint: str  # sha256 of model.safetensors: which weights, whatever the directory is called
+
+  def apply(self, method: str, *inputs: jax.Array, **options: Any) -> Any:
+    """Returns module.METHOD(*inputs, **options), compiled once for each shape of the inputs."""
+    return _apply(self.module, method, tuple(sorted(options.items())), self.variables, *inputs)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _apply(module, method, options, variables, *inputs):
+  return module.apply(variables, *inputs, method=method, **dict(options))
 
 
 def export_model(
@@ -102,11 +112,16 @@ def export_model(
   return hashlib.sha256(weights).hexdigest()
 
 
-def load_model(directory: str) -> ExportedModel:
-  """Returns the model of an exported directory; a directory that is not one is a UserError."""
+def load_model(directory: str, wanted: str | None = None) -> ExportedModel:
+  """Returns the model of an exported directory; a directory that is not one is a UserError.
+
+  So is, when `wanted` names a model ('soundstream'), a directory that holds another one.
+  """
   directory = epath.Path(directory)
   description = _read_description(directory / CONFIG_FILE)
   name = description.get('model')
+  if wanted and name != wanted:
+    raise errors.UserError(f'{directory} holds a {name}, wanted a {wanted}')
   config_class, _ = registry.classes(name)
   where = f'{directory / CONFIG_FILE}: config'
   config = registry.config_from_json(config_class, description.get('config'), where)

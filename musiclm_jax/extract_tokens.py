@@ -16,17 +16,13 @@ import pathlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import jax
 import numpy as np
 
 from musiclm_jax import audio, checkpoints, errors, token_layout
 
 log = logging.getLogger(__name__)
 
-MODELS = ('soundstream', 'w2v_bert', 'semantic_quantizer', 'mulan', 'mulan_quantizer')
 MULAN_WINDOW_SECONDS = 10
-_FINGERPRINTED = {'mulan': 'mulan_quantizer', 'semantic': 'semantic_quantizer',
-                  'acoustic': 'soundstream'}
 
 
 class Tokenizer:
@@ -45,24 +41,15 @@ class Tokenizer:
     self.clip_seconds = clip_seconds
     self.semantic_window_seconds = semantic_window_seconds
     _check_fit(models)
-    soundstream, w2v_bert = models['soundstream'], models['w2v_bert']
-    self._acoustic_rate = soundstream.config.frame_rate
-    self._semantic_rate = w2v_bert.config.frame_rate
-    self._codec = _jit(soundstream, 'encode')
-    self._features = _jit(w2v_bert, 'features')
-    self._semantic = _jit(models['semantic_quantizer'], 'encode')
-    self._embed = _jit(models['mulan'], 'embed_audio')
-    self._mulan = _jit(models['mulan_quantizer'], 'encode')
+    self._acoustic_rate = models['soundstream'].config.frame_rate
+    self._semantic_rate = models['w2v_bert'].config.frame_rate
 
   @classmethod
   def load(cls, models_dir: str, **options) -> 'Tokenizer':
     """Returns the tokenizer of MODELS_DIR/{soundstream,w2v_bert,semantic_quantizer,...}."""
     directory = pathlib.Path(models_dir)
-    models = {}
-    for name in MODELS:
-      models[name] = checkpoints.load_model(directory / name)
-      if models[name].name != name:
-        raise errors.UserError(f'{directory / name} holds a {models[name].name}, wanted a {name}')
+    models = {name: checkpoints.load_model(directory / name, name)
+              for name in token_layout.TOKENIZERS}
     return cls(models, **options)
 
   def layout(self, coarse_levels: int = 4,
@@ -79,7 +66,7 @@ class Tokenizer:
             acoustic=token_layout.TokenStream(
                 'acoustic', codec.num_quantizers, codec.codebook_size, self._acoustic_rate),
             coarse_levels=coarse_levels, fine_uses_mulan=fine_uses_mulan),
-        {stream: self.models[name].fingerprint for stream, name in _FINGERPRINTED.items()})
+        {name: self.models[name].fingerprint for name in token_layout.TOKENIZERS})
 
   def mulan_codebooks(self) -> np.ndarray:
     """Returns float32[Q, K, D] of the MuLan quantizer."""
@@ -104,7 +91,7 @@ class Tokenizer:
 
   def _acoustic_tokens(self, waveforms, lengths) -> list[np.ndarray]:
     padded = (_fitted(waveform, self.clip_seconds) for waveform in waveforms)
-    codes = self._run(self._codec, padded, len(waveforms), self.batch_size)
+    codes = self._run('soundstream', 'encode', padded, len(waveforms), self.batch_size)
     return [code[:seconds * self._acoustic_rate]
             for code, seconds in zip(codes, lengths, strict=True)]
 
@@ -114,10 +101,9 @@ class Tokenizer:
     windows = [_fitted(waveform[start * audio.SAMPLE_RATE:], window)
                for waveform, (starts, _) in zip(waveforms, plans, strict=True) for start in starts]
 
-    def encode(batch):
-      return self._semantic(self._features(batch))
-
-    codes = self._run(encode, windows, len(windows), _windows_a_batch(self.batch_size, window))
+    size = _windows_a_batch(self.batch_size, window)
+    features = self._run('w2v_bert', 'features', windows, len(windows), size)
+    codes = self._run('semantic_quantizer', 'encode', features, len(windows), size)
     tokens, first = [], 0
     for starts, owner in plans:
       own = codes[first:first + len(starts)].reshape(len(starts), window, rate)
@@ -132,22 +118,24 @@ class Tokenizer:
     windows = (_fitted(waveform[start * audio.SAMPLE_RATE:], window)
                for waveform, count in zip(waveforms, counts, strict=True) for start in range(count))
     size = _windows_a_batch(self.batch_size, window)
-    embeddings = self._run(self._embed, windows, sum(counts), size)
+    embeddings = self._run('mulan', 'embed_audio', windows, sum(counts), size)
     # Codes of what the record will hold, rounded to float16, so that they can be made again.
     embeddings = embeddings.astype(np.float16)
     rows = (row[None].astype(np.float32) for row in embeddings)
-    tokens = self._run(self._mulan, rows, len(embeddings), size)[:, 0]
+    tokens = self._run('mulan_quantizer', 'encode', rows, len(embeddings), size)[:, 0]
     cuts = np.cumsum(counts)[:-1]
     return [{'mulan_embeddings': e, 'mulan_tokens': t}
             for e, t in zip(np.split(embeddings, cuts), np.split(tokens, cuts), strict=True)]
 
-  def _run(self, function, rows: Iterable[np.ndarray], count: int, batch_size: int) -> np.ndarray:
-    """Returns function's outputs for `count` rows, in batches of one size, the last one padded."""
+  def _run(self, name: str, method: str, rows: Iterable[np.ndarray], count: int,
+           batch_size: int) -> np.ndarray:
+    """Returns a model's outputs for `count` rows, in batches of one size, the last one padded."""
     rows, outputs = iter(rows), []
     for start in range(0, count, batch_size):
       batch = np.stack([next(rows) for _ in range(min(batch_size, count - start))])
       padding = [(0, batch_size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
-      outputs.append(np.asarray(function(np.pad(batch, padding)))[:len(batch)])
+      batch_outputs = self.models[name].apply(method, np.pad(batch, padding))
+      outputs.append(np.asarray(batch_outputs)[:len(batch)])
     return np.concatenate(outputs)
 
 
@@ -301,16 +289,14 @@ def _check_fit(models: Mapping[str, checkpoints.ExportedModel]) -> None:
     if dim != config[quantizer].dim:
       raise errors.UserError(f'{name} gives vectors of {dim}, {quantizer} wants '
                              f'{config[quantizer].dim}')
+    fitted_to = models[quantizer].extra.get('fitted_to', models[name].fingerprint)
+    if fitted_to != models[name].fingerprint:
+      raise errors.UserError(f'{quantizer} was fitted to a {name} with sha256 {fitted_to}, the one '
+                             f'given has {models[name].fingerprint}: fit it again')
   for name in ('soundstream', 'w2v_bert'):
     if int(config[name].frame_rate) != config[name].frame_rate:
       raise errors.UserError(f'{name} has {config[name].frame_rate} frames a second, wanted a whole '
                              'number: crops start on whole seconds')
-
-
-def _jit(model: checkpoints.ExportedModel, method: str):
-  """Returns x -> model.method(x), compiled; the weights are an argument, not a constant."""
-  function = jax.jit(lambda variables, x: model.module.apply(variables, x, method=method))
-  return lambda x: function(model.variables, x)
 
 
 def _fitted(waveform: np.ndarray, seconds: int) -> np.ndarray:

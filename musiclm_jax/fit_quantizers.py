@@ -99,13 +99,11 @@ def fit_semantic_quantizer(
     seed: of the sample and of the k-means++ start.
     dtype: how the centroids are stored.
   """
-  exported = _load(model, 'w2v_bert')
+  exported = checkpoints.load_model(model, 'w2v_bert')
   layer = exported.config.feature_layer if layer is None else layer
-  apply = jax.jit(lambda variables, waveform: exported.module.apply(
-      variables, waveform, layer, method='features'))
 
   def points(waveform: np.ndarray) -> np.ndarray:
-    features = np.asarray(apply(exported.variables, waveform))
+    features = np.asarray(exported.apply('features', waveform, layer=layer))
     return features.reshape(-1, features.shape[-1])
 
   hop = exported.config.input_hop_length
@@ -140,13 +138,11 @@ def fit_mulan_quantizer(
   Arguments as for `fit_semantic_quantizer`; `model` is an exported mulan. Each level is k-means
   on what the levels before leave over, run to rest: moving averages would end there too.
   """
-  exported = _load(model, 'mulan')
-  apply = jax.jit(lambda variables, waveform: exported.module.apply(
-      variables, waveform, method='embed_audio'))
+  exported = checkpoints.load_model(model, 'mulan')
   window, hop = (round(s * audio.SAMPLE_RATE) for s in (window_seconds, hop_seconds))
   train, held_out = _collect(
       waveforms, lambda clip: _windows(clip, window, hop),
-      lambda waveform: np.asarray(apply(exported.variables, waveform)),
+      lambda waveform: np.asarray(exported.apply('embed_audio', waveform)),
       batch_size, max_points, max_clips, seed)
   _check_enough(train, codebook_size, 'windows', waveforms)
   codebooks = jax.jit(quantizers.fit_residual_codebooks, static_argnums=(2, 3, 4))(
@@ -162,13 +158,6 @@ def fit_mulan_quantizer(
              'report': dataclasses.asdict(report)}, dtype=dtype)
   _log_report(report)
   return report
-
-
-def _load(directory: str, wanted: str) -> checkpoints.ExportedModel:
-  exported = checkpoints.load_model(directory)
-  if exported.name != wanted:
-    raise errors.UserError(f'{directory} holds a {exported.name} model, wanted {wanted}')
-  return exported
 
 
 def _whole_seconds(clip: np.ndarray, hop: int) -> np.ndarray:

@@ -27,7 +27,6 @@ from etils import epath
 
 from musiclm_jax import audio, checkpoints, errors, sampling, text, token_layout
 
-TOKENIZERS = {'mulan': 'mulan_quantizer', 'semantic': 'semantic_quantizer', 'acoustic': 'soundstream'}
 MODELS = ('soundstream', 'mulan', 'mulan_quantizer', *token_layout.STAGES)
 TINY = epath.Path(__file__).parent / 'pretrained' / 'tiny'
 MAX_PROMPT_CHARACTERS = 2000
@@ -67,8 +66,8 @@ class MusicLM:
     """Returns M_T int32[B, 1, Q]: the text embeddings through the RVQ of the audio embeddings."""
     mulan, quantizer = self.models['mulan'], self.models['mulan_quantizer']
     ids = self.tokenizer.encode(list(prompts), mulan.config.text.max_length)
-    embeddings = mulan.module.apply(mulan.variables, jnp.asarray(ids), method='embed_text')
-    codes = quantizer.module.apply(quantizer.variables, embeddings[:, None], method='encode')
+    embeddings = mulan.apply('embed_text', ids)
+    codes = quantizer.apply('encode', embeddings[:, None])
     return np.asarray(codes[:, :, : self.layout.mulan.num_levels])
 
   def generate(
@@ -105,9 +104,8 @@ class MusicLM:
 
   def decode(self, acoustic: np.ndarray) -> np.ndarray:
     """Returns float32[B, S] of acoustic codes int32[B, T, Q]."""
-    codec = self.models['soundstream']
-    decode = jax.jit(lambda v, codes: codec.module.apply(v, codes, method='decode'))
-    return np.clip(np.asarray(decode(codec.variables, jnp.asarray(acoustic))), -1.0, 1.0)
+    waveforms = self.models['soundstream'].apply('decode', acoustic)
+    return np.clip(np.asarray(waveforms), -1.0, 1.0)
 
   def _sliding_windows(self, stage, codes, whole, keys, temperature, tick) -> np.ndarray:
     """Returns the target stream's codes int32[B, T, Q] for `whole` seconds."""
@@ -154,22 +152,16 @@ def load(directory: str | os.PathLike | None = None) -> MusicLM:
   directory = epath.Path(directory or TINY)
   if not directory.exists():
     raise errors.UserError(f'model directory {directory} does not exist')
-  saved = token_layout.read_layout(directory)
-  models = {name: checkpoints.load_model(directory / name) for name in MODELS}
-  fingerprints = dict(saved.tokenizers)
-  for stream, name in TOKENIZERS.items():
-    if name in models:
-      fingerprints[stream] = models[name].fingerprint
-  tokenizers = token_layout.SavedLayout(saved.layout, fingerprints)
-  token_layout.check_same(
-      saved, tokenizers, str(directory / token_layout.LAYOUT_FILE), 'the tokenizers beside it')
-  for name in token_layout.STAGES:
-    if models[name].name != name:
-      raise errors.UserError(f'{directory / name} holds a {models[name].name}, wanted {name}')
-    token_layout.check_same(
-        saved, token_layout.read_layout(directory / name),
-        str(directory / token_layout.LAYOUT_FILE), str(directory / name))
+  models = {name: checkpoints.load_model(directory / name, name) for name in MODELS}
+  layouts = {name: token_layout.read_layout(directory / name) for name in token_layout.STAGES}
+  saved = layouts['semantic']
+  beside = {name: models[name].fingerprint for name in token_layout.TOKENIZERS if name in models}
+  here = token_layout.SavedLayout(saved.layout, {**saved.tokenizers, **beside})
+  token_layout.check_same(saved, here, str(directory / 'semantic'), 'the tokenizers beside it')
+  for name, layout in layouts.items():
+    token_layout.check_same(saved, layout, str(directory / 'semantic'), str(directory / name))
   tokenizer = text.WordPieceTokenizer(directory / 'mulan' / 'vocab.txt')
+  models['mulan'].config.text.check_vocabulary(tokenizer.vocab_size, tokenizer.vocab_file)
   return MusicLM(models, saved.layout, tokenizer)
 
 

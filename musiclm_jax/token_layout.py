@@ -31,6 +31,8 @@ NUM_RESERVED = 4
 VOCAB_MULTIPLE = 128  # a lane of the TPU's matrix unit
 FORMAT_VERSION = 1
 STAGES = ('semantic', 'coarse', 'fine')
+# The models whose weights decide what a token means.
+TOKENIZERS = ('soundstream', 'w2v_bert', 'semantic_quantizer', 'mulan', 'mulan_quantizer')
 LAYOUT_FILE = 'layout.json'
 
 
@@ -273,14 +275,14 @@ class TokenLayout:
 
 @dataclasses.dataclass(frozen=True)
 class SavedLayout:
-  """What layout.json holds: the layout, and the sha256 of the weights of each tokenizer."""
+  """What layout.json holds: the layout, and the sha256 of the weights of each of TOKENIZERS."""
 
   layout: TokenLayout
   tokenizers: Mapping[str, str]
 
 
 def write_layout(directory: str, layout: TokenLayout, tokenizers: Mapping[str, str]) -> None:
-  """Writes DIRECTORY/layout.json; tokenizers is {'mulan': sha256, 'semantic': .., 'acoustic': ..}."""
+  """Writes DIRECTORY/layout.json; tokenizers is {'soundstream': sha256, 'w2v_bert': .., ..}."""
   text = json.dumps({'format_version': FORMAT_VERSION, 'layout': layout.to_json(),
                      'tokenizers': dict(tokenizers)}, indent=2)
   _file(directory).write_text(text + '\n')

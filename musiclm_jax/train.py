@@ -46,6 +46,7 @@ def train(
     batch_size: int,
     eval_dataset: base.Dataset | None = None,
     seed: int = 0,
+    init_from: str | None = None,
     mesh_shape: tuple[int, int, int] = (-1, 1, 1),
     log_every: int = 100,
     eval_every: int = 1000,
@@ -71,6 +72,8 @@ def train(
     batch_size: examples per step, over all hosts.
     eval_dataset: held-out batches, or None.
     seed: of the parameters, the data order and every random draw.
+    init_from: directory of an exported model whose weights a new run starts from; a run that
+      already has a checkpoint goes on from that.
     mesh_shape: devices along ('data', 'fsdp', 'model'); -1 takes what is left.
     log_every: steps between metrics; each is the mean over the steps since the last.
     eval_every: steps between evaluations.
@@ -95,6 +98,11 @@ def train(
   state = saved.restore(wanted, batches.iterator)
   if state is None:
     state = train_state.create(objective, optimizer, batch_size, seed, wanted)
+    if init_from:
+      state = train_state.with_variables(
+          state, checkpoints.load_model(init_from, objective.model_name).variables,
+          getattr(objective, 'export_subtree', ''), optimizer, f'init_from {init_from}')
+      log.info('starting from the weights of %s', init_from)
   start = int(state.step)
   log.info('%s: %s parameters, step %d of %d on %s', objective.model_name,
            f'{train_state.num_params(state):,}', start, total_steps, _devices(mesh))  # fmt: skip

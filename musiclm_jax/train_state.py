@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from musiclm_jax import partitioning
+from musiclm_jax import errors, partitioning
 from musiclm_jax.objectives import base
 
 
@@ -68,6 +68,39 @@ def create(
   shardings = jax.tree.map(lambda leaf: leaf.sharding, wanted)
   # Outside partitioning.activate: linen makes some kernels flat first, which names do not fit.
   return jax.jit(_init(objective, optimizer, batch_size), out_shardings=shardings)(seed)
+
+
+def with_variables(
+    state: TrainState,
+    variables: dict[str, Any],
+    subtree: str,
+    optimizer: optax.GradientTransformation,
+    where: str,
+) -> TrainState:
+  """Returns `state` with a model's variables, {'params': ..., **model_state}, in place of its own.
+
+  With `subtree`, the model is that top-level key of the parameters and the others stay.  The
+  optimizer starts anew.  `where` names the model in the error raised when it does not fit.
+  """
+  params = variables['params']
+  model_state = {name: tree for name, tree in variables.items() if name != 'params'}
+  old = (state.params, state.model_state)
+  new = (state.params | {subtree: params} if subtree else params, model_state)
+  if jax.tree.structure(old) != jax.tree.structure(new):
+    raise errors.UserError(f'{where}: its tensors are not those of the model to train')
+
+  def put(path, leaf, value):
+    if leaf.shape != value.shape:
+      raise errors.UserError(
+          f'{where}: {jax.tree_util.keystr(path[1:], simple=True, separator="/")} has shape'
+          f' {value.shape}, the model to train wants {leaf.shape}'
+      )
+    return jax.device_put(value, leaf.sharding)
+
+  params, model_state = jax.tree_util.tree_map_with_path(put, old, new)
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, state.opt_state)
+  opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
+  return state.replace(params=params, model_state=model_state, opt_state=opt_state)
 
 
 def num_params(state: TrainState) -> int:

@@ -1,5 +1,6 @@
 """Waveform records to token records, through small randomly initialised models of every kind."""
 
+import dataclasses
 import re
 
 import jax
@@ -145,8 +146,9 @@ def test_extract_writes_records_layout_and_codebooks(waveforms_dir, models_dir, 
   assert saved.layout == token_layout.TokenLayout(
       token_layout.TokenStream('mulan', 3, 8, 0), token_layout.TokenStream('semantic', 1, 32, 25),
       token_layout.TokenStream('acoustic', 6, 16, 50), coarse_levels=4)
-  assert saved.tokenizers['acoustic'] == checkpoints.load_model(
-      models_dir / 'soundstream').fingerprint
+  assert saved.tokenizers == {
+      name: checkpoints.load_model(models_dir / name).fingerprint
+      for name in token_layout.TOKENIZERS}
   assert np.load(tmp_path / records.CODEBOOKS_FILE).shape == (3, 8, DIM)
   with pytest.raises(errors.UserError, match='already holds token records'):
     extract_tokens.extract_tokens(waveforms_dir=waveforms_dir, models_dir=models_dir,
@@ -191,3 +193,15 @@ def test_what_does_not_fit_is_named(models_dir, waveforms_dir, tmp_path):
   models['semantic_quantizer'] = checkpoints.load_model(tmp_path / 'q')
   with pytest.raises(errors.UserError, match='w2v_bert gives vectors of 16, semantic_quantizer'):
     extract_tokens.Tokenizer(models)
+
+
+def test_a_quantizer_fitted_to_other_weights_is_refused(models_dir):
+  models = dict(extract_tokens.Tokenizer.load(models_dir).models)
+  quantizer = models['mulan_quantizer']
+  for fitted_to in (models['mulan'].fingerprint, 'other weights'):
+    models['mulan_quantizer'] = dataclasses.replace(quantizer, extra={'fitted_to': fitted_to})
+    if fitted_to == 'other weights':
+      with pytest.raises(errors.UserError, match='mulan_quantizer was fitted to a mulan with sha256'):
+        extract_tokens.Tokenizer(models)
+    else:
+      extract_tokens.Tokenizer(models)

@@ -100,7 +100,7 @@ def test_semantic_quantizer(w2v_bert, waveforms, tmp_path):
 def test_too_little_data_and_the_wrong_model_are_named(w2v_bert, waveforms, tmp_path):
   with pytest.raises(errors.UserError, match='gives 300 frames to fit, wanted .* 1024 codes'):
     fit_quantizers.fit_semantic_quantizer(w2v_bert, waveforms, str(tmp_path))
-  with pytest.raises(errors.UserError, match='holds a w2v_bert model, wanted mulan'):
+  with pytest.raises(errors.UserError, match='holds a w2v_bert, wanted a mulan'):
     fit_quantizers.fit_mulan_quantizer(w2v_bert, waveforms, str(tmp_path))
   with pytest.raises(errors.UserError, match='does not exist'):
     fit_quantizers.fit_semantic_quantizer(w2v_bert, str(tmp_path / 'none'), str(tmp_path))
@@ -117,10 +117,11 @@ def test_mulan_quantizer(waveforms, tmp_path, monkeypatch):
       return spectrum / jnp.linalg.norm(spectrum, axis=-1, keepdims=True)
 
   model = checkpoints.ExportedModel('mulan', None, Bands(), {}, {}, tmp_path, 'fingerprint')
-  monkeypatch.setattr(fit_quantizers, '_load', lambda directory, wanted: model)
-  report = fit_quantizers.fit_mulan_quantizer(
-      'unused', waveforms, str(tmp_path / 'out'), num_quantizers=3, codebook_size=4,
-      window_seconds=2.0, hop_seconds=0.25, batch_size=4)
+  with monkeypatch.context() as patched:
+    patched.setattr(checkpoints, 'load_model', lambda directory, wanted: model)
+    report = fit_quantizers.fit_mulan_quantizer(
+        'unused', waveforms, str(tmp_path / 'out'), num_quantizers=3, codebook_size=4,
+        window_seconds=2.0, hop_seconds=0.25, batch_size=4)
   assert report.held_out and report.num_points == 2 * 5
   assert report.error[0] >= report.error[-1] and report.error[-1] < 0.5
   exported = checkpoints.load_model(str(tmp_path / 'out'))

@@ -52,23 +52,23 @@ def system(tmp_path_factory) -> pathlib.Path:
       text=mulan.TextConfig(encoder=encoder, vocab_size=size, max_length=16), embedding_dim=8)
   rvq = quantizers.ResidualVectorQuantizerConfig(dim=8, num_quantizers=2, codebook_size=8)
   fingerprints = {
-      'acoustic': _export(directory, 'soundstream', CODEC, soundstream.SoundStream(CODEC),
+      'soundstream': _export(directory, 'soundstream', CODEC, soundstream.SoundStream(CODEC),
                           jnp.zeros((1, 960))),
-      'semantic': 'of a tokenizer that generation does not need',
-      'mulan': checkpoints.export_model(
+      'w2v_bert': 'of a tokenizer that generation does not need',
+      'semantic_quantizer': 'nor this',
+      'mulan_quantizer': checkpoints.export_model(
           directory / 'mulan_quantizer', 'mulan_quantizer', rvq,
           {'codebooks': quantizers.codebook_variables(
               jax.random.normal(jax.random.key(0), (2, 8, 8)))}),
   }
-  _export(directory, 'mulan', mulan_config, mulan.Mulan(mulan_config),
-          jnp.zeros((1, 240_000)), jnp.ones((1, 8), jnp.int32),
-          text_files={'vocab.txt': vocab.read_text()})
+  fingerprints['mulan'] = _export(
+      directory, 'mulan', mulan_config, mulan.Mulan(mulan_config), jnp.zeros((1, 240_000)),
+      jnp.ones((1, 8), jnp.int32), text_files={'vocab.txt': vocab.read_text()})
   for name, seconds in SECONDS.items():
     config = dataclasses.replace(DECODER, vocab_size=LAYOUT.stage(name, seconds).vocab_size)
     _export(directory, name, config, transformer.Decoder(config), jnp.ones((1, 4), jnp.int32),
             extra={'stage': name, 'seconds': seconds, 'layout': LAYOUT.to_json()})
     token_layout.write_layout(directory / name, LAYOUT, fingerprints)
-  token_layout.write_layout(directory, LAYOUT, fingerprints)
   return directory
 
 
@@ -153,5 +153,14 @@ def test_another_codec_is_refused(system, tmp_path):
   data = bytearray(path.read_bytes())
   data[-1] ^= 1
   path.write_bytes(bytes(data))
-  with pytest.raises(errors.UserError, match='tokenizers.acoustic'):
+  with pytest.raises(errors.UserError, match='tokenizers.soundstream'):
+    generate.load(broken)
+
+
+def test_a_vocabulary_that_the_text_tower_has_no_room_for_is_refused(system, tmp_path):
+  broken = tmp_path / 'broken'
+  shutil.copytree(system, broken)
+  with open(broken / 'mulan' / 'vocab.txt', 'a', encoding='utf-8') as vocabulary:
+    vocabulary.write('onemore\n')
+  with pytest.raises(errors.UserError, match='wordpieces, the text tower has room for vocab_size'):
     generate.load(broken)

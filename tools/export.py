@@ -23,6 +23,7 @@ def main() -> None:
   flags = parser.parse_args()
 
   logging.getLogger().setLevel(logging.WARNING)  # the libraries are talkative
+  logging.getLogger('absl').setLevel(logging.ERROR)  # orbax warns of a file that no one writes
   logging.getLogger('musiclm_jax').setLevel(logging.INFO)
   from musiclm_jax import train
 

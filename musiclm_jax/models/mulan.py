@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from musiclm_jax import errors
 from musiclm_jax.models import resnet as resnet_lib
 from musiclm_jax.models import spectrogram
 
@@ -47,6 +48,12 @@ class TextConfig:
   vocab_size: int = 30_522
   max_length: int = 512
   token_drop_rate: float = 0.0  # in training, share of wordpieces hidden from attention
+
+  def check_vocabulary(self, size: int, where: str) -> None:
+    """Raises an error when a vocabulary has more wordpieces than the table: their rows are NaN."""
+    if size > self.vocab_size:
+      raise errors.UserError(
+          f'{where} has {size} wordpieces, the text tower has room for vocab_size {self.vocab_size}')
 
 
 @dataclasses.dataclass(frozen=True)

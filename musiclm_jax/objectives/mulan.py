@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from musiclm_jax import text
 from musiclm_jax.models import mulan
 
 LOSSES = ('cmc', 'infonce')
@@ -72,6 +73,9 @@ class MulanObjective:
     if not 2 <= self.text_length <= self.config.text.max_length:
       raise ValueError(f'text_length {self.text_length}: wanted 2 to max_length '
                        f'{self.config.text.max_length} of the text tower')
+    if self.vocab_file:
+      tokens = text.read_vocabulary(self.vocab_file)
+      self.config.text.check_vocabulary(len(tokens), self.vocab_file)
 
   @property
   def model(self) -> mulan.Mulan:
@@ -101,23 +105,24 @@ class MulanObjective:
     """Returns (contrastive loss over the global batch, (model_state, metrics))."""
     del step
     dropout, augment = jax.random.split(rng)
-    (audio, text, temperature), model_state = self.model.apply(
+    (audio, captions, temperature), model_state = self.model.apply(
         {'params': params, **model_state}, batch['waveform'], batch['text_tokens'], train=True,
         rngs={'dropout': dropout, 'augment': augment}, mutable=list(model_state))
-    return self._loss_and_metrics(audio, text, temperature, batch['text_tokens'], model_state, (1,))
+    return self._loss_and_metrics(
+        audio, captions, temperature, batch['text_tokens'], model_state, (1,))
 
   def eval_fn(self, params, model_state, batch):
     """Returns the loss and recall@k both ways on a held-out batch; other captions are rivals."""
-    audio, text, temperature = self.model.apply(
+    audio, captions, temperature = self.model.apply(
         {'params': params, **model_state}, batch['waveform'], batch['text_tokens'])
     _, (_, metrics) = self._loss_and_metrics(
-        audio, text, temperature, batch['text_tokens'], model_state, self.recall_at)
+        audio, captions, temperature, batch['text_tokens'], model_state, self.recall_at)
     return metrics
 
-  def _loss_and_metrics(self, audio, text, temperature, token_ids, model_state, recall_at):
+  def _loss_and_metrics(self, audio, captions, temperature, token_ids, model_state, recall_at):
     # Every clip meets every caption of the global batch: the text side is whole on each device.
     similarity = nn.with_logical_constraint(
-        jnp.einsum('ie,je->ij', audio, text, precision='highest'), ('batch', None))
+        jnp.einsum('ie,je->ij', audio, captions, precision='highest'), ('batch', None))
     different = ~same_text(token_ids)
     negatives = different if self.mask_same_text else None
     loss = contrastive_loss(similarity, temperature, self.loss, negatives)

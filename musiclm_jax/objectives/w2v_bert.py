@@ -60,7 +60,11 @@ def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class W2vBertObjective:
-  """Eats {'waveform': f32[B, S]}; SPEC.md 1.2 has the sources of the defaults."""
+  """Eats {'waveform': f32[B, S]}.
+
+  The weights alpha, beta and gamma are w2v-BERT's; distractors, contrastive temperature and the
+  Gumbel schedule are wav2vec 2.0's, which w2v-BERT follows without giving its own.
+  """
   model_name: ClassVar[str] = 'w2v_bert'
 
   config: w2v_bert.W2vBertConfig = w2v_bert.W2vBertConfig()

@@ -19,9 +19,18 @@ def _x():
   return jax.random.normal(jax.random.key(0), (2, 12, 16))
 
 
+def _random_variables(module, x):
+  """Returns variables as after some training: no kernel is zero, as the last of a branch starts."""
+  params = nn.unbox(module.init(jax.random.key(1), x))['params']
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(2), len(leaves))
+  noisy = [leaf + 0.2 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
+  return {'params': jax.tree.unflatten(tree, noisy)}
+
+
 @pytest.fixture(name='variables', scope='module')
 def _variables(x):
-  return jax.jit(conformer.ConformerStack(TINY).init)(jax.random.key(1), x)
+  return _random_variables(conformer.ConformerStack(TINY), x)
 
 
 def _stacked(variables):
@@ -40,6 +49,14 @@ def test_scan_equals_loop(x, variables, num_layers, remat):
   np.testing.assert_allclose(scanned, loop, atol=1e-5)
 
 
+def test_a_stack_starts_as_the_identity(x):
+  """Whatever its depth, so that training begins with frames that are still themselves."""
+  normalised = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+  stack = conformer.ConformerStack(TINY)
+  y = stack.apply(stack.init(jax.random.key(1), x), x)
+  np.testing.assert_allclose(y, normalised, atol=1e-4)
+
+
 def test_an_example_does_not_depend_on_its_batch(x, variables):
   stack = conformer.ConformerStack(TINY)
   np.testing.assert_allclose(
@@ -48,7 +65,7 @@ def test_an_example_does_not_depend_on_its_batch(x, variables):
 
 def test_depthwise_convolution_sees_kernel_size_frames(x):
   module = conformer.ConvModule(TINY)
-  variables = module.init(jax.random.key(0), x)
+  variables = _random_variables(module, x)
   gradient = jax.grad(lambda y: module.apply(variables, y)[0, 6].sum())(x)
   seen = np.flatnonzero(np.abs(np.asarray(gradient[0])).sum(-1))
   assert seen.tolist() == [4, 5, 6, 7, 8]
@@ -58,7 +75,7 @@ def test_depthwise_convolution_sees_kernel_size_frames(x):
 def test_depthwise_convolution_equals_the_grouped_one(x):
   config = dataclasses.replace(TINY, kernel_size=4)
   module = conformer.ConvModule(config)
-  params = nn.unbox(module.init(jax.random.key(0), x))['params']
+  params = _random_variables(module, x)['params']
   y = nn.glu(nn.LayerNorm().apply({'params': params['norm']}, x) @ params['wi']['kernel'])
   y = jax.lax.conv_general_dilated(
       y, params['depthwise'][:, None], (1,), ((1, 2),), feature_group_count=16,
@@ -70,7 +87,7 @@ def test_depthwise_convolution_equals_the_grouped_one(x):
 
 def test_attention_depends_on_relative_positions_alone(x):
   module = conformer.SelfAttention(TINY)
-  variables = module.init(jax.random.key(0), x)
+  variables = _random_variables(module, x)
   # A frame repeated for ever: the same answer at every time.
   constant = jnp.broadcast_to(x[:, :1], x.shape)
   y = module.apply(variables, constant)
@@ -83,7 +100,7 @@ def test_attention_depends_on_relative_positions_alone(x):
 def test_dropout_needs_a_stream_only_when_training(x):
   config = dataclasses.replace(TINY, num_layers=1, dropout_rate=0.5)
   stack = conformer.ConformerStack(config)
-  variables = stack.init(jax.random.key(0), x)
+  variables = _random_variables(stack, x)
   a, b = (stack.apply(variables, x, deterministic=False, rngs={'dropout': jax.random.key(i)})
           for i in range(2))
   assert np.abs(a - b).max() > 1e-3

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from musiclm_jax import errors
 from musiclm_jax.models import mulan as models
 from musiclm_jax.models import resnet, spectrogram
 from musiclm_jax.objectives import mulan
@@ -136,3 +137,14 @@ def test_bad_fields_are_named():
     mulan.MulanObjective(config=TINY, text_length=8, loss='triplet')
   with pytest.raises(ValueError, match='text_length 64: wanted 2 to max_length 12'):
     mulan.MulanObjective(config=TINY, text_length=64)
+
+
+def test_a_vocabulary_larger_than_the_table_is_refused(tmp_path):
+  """Rows past the table are NaN, without any error of their own."""
+  vocab = tmp_path / 'vocab.txt'
+  tokens = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', *(f'word{i}' for i in range(47))]
+  vocab.write_text('\n'.join(tokens[:50]) + '\n')
+  mulan.MulanObjective(config=TINY, text_length=8, vocab_file=str(vocab))
+  vocab.write_text('\n'.join(tokens) + '\n')
+  with pytest.raises(errors.UserError, match='51 wordpieces, the text tower has room for .* 50'):
+    mulan.MulanObjective(config=TINY, text_length=8, vocab_file=str(vocab))

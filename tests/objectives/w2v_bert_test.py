@@ -102,11 +102,15 @@ def _waveform():
   return jnp.asarray(0.3 * np.sin(2 * np.pi * 440 * 2 ** ((notes - 69) / 12) * time), jnp.float32)
 
 
-@pytest.mark.xfail(
-    strict=False, reason='open: the contrastive accuracy of the tiny model hardly rises, see its card')
-def test_learns_one_batch_and_evaluates_deterministically():
+@pytest.mark.parametrize('codes', [
+    {},  # the paper's: the quantizer codes what the encoder makes and both learn
+    {'quantizer_input': 'mel', 'quantizer_gradient': 0.0},  # those of gin/models/w2v_bert_tiny.gin
+], ids=['encoded', 'mel'])
+def test_overfits_one_batch_and_evaluates_deterministically(codes):
+  """With spans that two seconds have room for."""
+  config = dataclasses.replace(TINY, mask_span=3, **codes)
   objective = objectives.W2vBertObjective(
-      TINY, seconds=2.0, num_distractors=20, gumbel_steps=60)
+      config, seconds=2.0, num_distractors=20, gumbel_steps=200)
   batch = {'waveform': _waveform()}
   assert objective.input_shapes(4)['waveform'].shape == batch['waveform'].shape
   params, model_state = objective.init(jax.random.key(0), batch)
@@ -124,12 +128,12 @@ def test_learns_one_batch_and_evaluates_deterministically():
     return optax.apply_updates(params, change), state, metrics
 
   first, state = evaluate(params), optimizer.init(params)
-  for step in range(60):
+  for step in range(250):
     params, state, metrics = update(params, state, step)
   last, again = evaluate(params), evaluate(params)
   jax.tree.map(np.testing.assert_array_equal, last, again)
   assert set(last) == set(metrics) - {'gumbel_temperature'}
-  assert last['loss'] < 0.8 * first['loss']
-  assert last['masked_accuracy'] > first['masked_accuracy'] + 0.1
-  assert last['contrastive_accuracy'] > first['contrastive_accuracy'] + 0.1
-  assert last['code_perplexity'] > 3  # not by collapsing the codes
+  assert last['loss'] < 0.4 * first['loss']
+  assert last['masked_accuracy'] > 0.7
+  assert last['contrastive_accuracy'] > 0.7
+  assert last['code_perplexity'] > 2.5  # not by collapsing the codes

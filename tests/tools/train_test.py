@@ -5,7 +5,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -97,18 +96,7 @@ def tool(folder, name, *arguments, check=True):
   return done
 
 
-@pytest.mark.parametrize('name', ['train.py', 'export.py'])
-def test_help_answers_at_once_and_shows_examples(folder, name):
-  seconds = []
-  for _ in range(3):
-    start = time.monotonic()
-    done = tool(folder, name, '--help')
-    seconds.append(time.monotonic() - start)
-  assert min(seconds) < 1
-  assert f'examples:\n  python tools/{name}' in done.stdout
-
-
-def test_train_then_export_then_load(folder):
+def test_train_then_export_then_load_and_start_from_it(folder):
   """Also: the progress goes to stderr, nothing else is said, and config.gin is a run of its own."""
   run = ['--gin_file=gin/runs/counting.gin', '--gin.WORKDIR=run', '--gin.LOG_EVERY=1']
   dry = tool(folder, 'train.py', *run, '--dry_run')
@@ -128,6 +116,7 @@ def test_train_then_export_then_load(folder):
 
   output = folder / 'exported'
   done = tool(folder, 'export.py', f'--workdir={workdir}', f'--output={output}', '--dtype=float16')
+  assert done.stderr.startswith('exported step 3') and done.stderr.count('\n') == 1, done.stderr
   model = checkpoints.load_model(output)
   assert done.stdout.strip() == f'{output}: step 3, sha256 {model.fingerprint}'
   assert (model.name, model.extra['step'], model.extra['stage']) == ('semantic', 3, 'semantic')
@@ -144,6 +133,16 @@ def test_train_then_export_then_load(folder):
   first = tool(folder, 'export.py', f'--workdir={workdir}', f'--output={folder}/first', '--step=2')
   assert json.loads((folder / 'first' / 'config.json').read_text())['extra']['step'] == 2, first
 
+  still = ['--gin.LEARNING_RATE=0.0', '--gin.TOTAL_STEPS=1', f'--gin.EXPORT_DIR={folder}/still']
+  started = tool(
+    folder, 'train.py', *run[:1], '--gin.WORKDIR=second', f'--gin.INIT_FROM={output}', *still
+  )
+  assert f'starting from the weights of {output}' in started.stderr
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    checkpoints.load_model(folder / 'still').variables, model.variables,
+  )
+
 
 RUN_FILE = '--gin_file=gin/runs/counting.gin'
 BAD_INPUT = [
@@ -154,6 +153,8 @@ BAD_INPUT = [
      "unknown macro 'TOTALSTEPS': did you mean TOTAL_STEPS?"),
     ('train.py', [RUN_FILE, '--gin.WORKDIR=w', '--gin.MESH_SHAPE=(3,1,1)'],
      'mesh shape (3, 1, 1) over'),
+    ('train.py', [RUN_FILE, '--gin.WORKDIR=w', '--gin.INIT_FROM=nowhere'],
+     'nowhere does not exist, wanted a directory of an exported model'),
     ('export.py', ['--workdir=nowhere', '--output=x'],
      'nowhere is not the WORKDIR of a training run'),
 ]  # fmt: skip

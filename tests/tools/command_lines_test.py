@@ -1,0 +1,116 @@
+"""Every command line: help within a second, bad input as one line on stderr and a failure."""
+
+import json
+import os
+import pathlib
+import re
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from musiclm_jax import generate
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TOOLS = sorted(path.name for path in (ROOT / 'tools').glob('*.py'))
+HEAVY = ('jax', 'flax', 'tensorflow', 'seqio', 'librosa', 'orbax', 'numpy')
+
+
+def run(tool, *flags, options=()):
+  return subprocess.run(
+      [sys.executable, *options, str(ROOT / 'tools' / tool), *flags], cwd=ROOT,
+      env=dict(os.environ, JAX_PLATFORMS='cpu'), capture_output=True, text=True, timeout=300)
+
+
+def _children_seconds() -> float:
+  """Returns processor time, which other processes of the machine do not lengthen."""
+  usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+  return usage.ru_utime + usage.ru_stime
+
+
+@pytest.mark.parametrize('tool', TOOLS)
+def test_help_answers_within_a_second_and_shows_examples(tool):
+  before = _children_seconds()
+  done = run(tool, '--help')
+  assert _children_seconds() - before < 1
+  assert done.returncode == 0
+  assert re.search(rf'examples:\n  (python )?tools/{re.escape(tool)} ', done.stdout)
+
+
+@pytest.mark.parametrize('tool', TOOLS)
+def test_help_imports_nothing_heavy(tool):
+  lines = run(tool, '--help', options=('-X', 'importtime')).stderr.splitlines()
+  modules = {line.rsplit('|', 1)[1].strip().split('.')[0] for line in lines if '|' in line}
+  assert 'argparse' in modules and not modules & set(HEAVY)
+
+
+OUT = '--output={folder}/out'
+WAV = '--output={folder}/a.wav'
+BAD_INPUT = [
+    ('generate.py', ['--prompt=', WAV], 'the prompt is empty'),
+    ('generate.py', ['--prompt= \t', WAV], 'the prompt is empty'),
+    ('generate.py', ['--prompt=piano', '--output=/proc/a.wav'], '/proc/a.wav cannot be written'),
+    ('generate.py', ['--prompt=piano', '--output={folder}/a.mp3'], 'ends with .wav'),
+    ('generate.py', ['--prompt=piano', WAV, '--model={folder}/none'], 'none does not exist'),
+    ('generate.py', ['--prompt=piano', WAV, '--model={folder}'], 'soundstream does not exist'),
+    ('generate.py', ['--prompt=piano', WAV, '--model={folder}/other_layout'],
+     'codebook_size is 512 in {folder}/other_layout/semantic, 32 in {folder}/other_layout/coarse'),
+    ('prepare_audio.py', ['--input={folder}/none', OUT], 'none is not a directory'),
+    ('prepare_audio.py', ['--input={folder}/noise', OUT], 'noise'),
+    ('extract_tokens.py', ['--waveforms={folder}/none', '--models={folder}', OUT],
+     'none does not exist'),
+    ('fit_quantizers.py', ['--quantizer=mulan', '--model={folder}/none', '--waveforms=x', OUT],
+     'none does not exist'),
+    ('train_vocabulary.py', ['--captions={folder}/none.jsonl', OUT], 'none.jsonl'),
+    ('make_corpus.py', ['--hours=1', '--output={folder}'], 'is not an empty folder'),
+    ('train.py', ['--gin_file=gin/runs/semantc_tiny.gin'], 'there is gin/runs/semantic_tiny.gin'),
+    ('train.py', ['--gin_file=gin/runs/semantic_tiny.gin', '--gin.BATCHSIZE=2'],
+     "unknown macro 'BATCHSIZE': did you mean BATCH_SIZE?"),
+    ('export.py', ['--workdir={folder}/none', OUT], 'none is not the WORKDIR of a training run'),
+]  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """Returns a folder with a file that is no audio, and the shipped set with one stage's layout changed."""
+  folder = tmp_path_factory.mktemp('bad_input')
+  (folder / 'noise').mkdir()
+  (folder / 'noise' / 'a.wav').write_bytes(b'no audio at all')
+  models = folder / 'other_layout'
+  models.mkdir()
+  for path in pathlib.Path(generate.TINY).iterdir():
+    if path.is_dir() and path.name != 'coarse':
+      (models / path.name).symlink_to(path)
+  shutil.copytree(generate.TINY / 'coarse', models / 'coarse')
+  saved = json.loads((models / 'coarse' / 'layout.json').read_text())
+  saved['layout']['semantic']['codebook_size'] = 32
+  (models / 'coarse' / 'layout.json').write_text(json.dumps(saved))
+  return folder
+
+
+@pytest.mark.parametrize('tool, flags, wanted', BAD_INPUT)
+def test_bad_input_is_one_line_and_a_failure(folder, tool, flags, wanted):
+  done = run(tool, *(flag.format(folder=folder) for flag in flags))
+  assert done.returncode == 1 and not done.stdout
+  assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1, done.stderr
+  assert wanted.format(folder=folder) in done.stderr
+  assert not (folder / 'out').exists() and not (folder / 'a.wav').exists()
+
+
+FIT = ['--model=none', '--waveforms=none', '--output=none']
+BAD_FLAGS = [
+    ('make_corpus.py', ['--hours=1', '--output=none', '--seed=-1'], '--seed=-1 must not be negative'),
+    ('fit_quantizers.py', ['--quantizer=semantic', '--num_levels=3', *FIT],
+     '--num_levels does not apply'),
+    ('fit_quantizers.py', ['--quantizer=mulan', '--layer=3', *FIT], '--layer does not apply'),
+    ('fit_quantizers.py', ['--quantizer=mulan', '--num_codes=0', *FIT], '--num_codes'),
+    ('fit_quantizers.py', ['--quantizer=other', *FIT], "invalid choice: 'other'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('tool, flags, wanted', BAD_FLAGS)
+def test_flags_that_cannot_be_are_a_usage_error(tool, flags, wanted):
+  done = run(tool, *flags)
+  assert done.returncode == 2 and wanted in done.stderr and 'Traceback' not in done.stderr
