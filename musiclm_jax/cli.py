@@ -20,7 +20,9 @@ def parser(description: str, examples: str) -> argparse.ArgumentParser:
 
 def run(main: Callable[[], None]) -> None:
   """Calls `main`; bad input ends as one line on stderr and exit code 1, a bug as a traceback."""
-  logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stderr, force=True)
+  # The libraries are talkative: of them warnings only.
+  logging.basicConfig(level=logging.WARNING, format='%(message)s', stream=sys.stderr, force=True)
+  logging.getLogger('musiclm_jax').setLevel(logging.INFO)
   try:
     main()
   except (errors.UserError, OSError) as error:

@@ -27,6 +27,8 @@ from etils import epath
 
 from musiclm_jax import audio, checkpoints, errors, sampling, text, token_layout
 
+log = logging.getLogger(__name__)
+
 MODELS = ('soundstream', 'mulan', 'mulan_quantizer', *token_layout.STAGES)
 TINY = epath.Path(__file__).parent / 'pretrained' / 'tiny'
 MAX_PROMPT_CHARACTERS = 2000
@@ -62,6 +64,17 @@ class MusicLM:
     """Returns the stage layout that the language model called `name` was trained with."""
     return self.layout.stage(name, self.models[name].extra['seconds'])
 
+  def unheard(self, prompt: str) -> list[str]:
+    """Returns what of the prompt does not reach the music, in sentences; [] when all of it does."""
+    ids = self.tokenizer.tokenize(prompt)
+    room = self.models['mulan'].config.text.max_length - 2  # [CLS] and [SEP]
+    found = []
+    if len(ids) > room:
+      found.append(f'the prompt has {len(ids)} wordpieces, the model reads the first {room} only')
+    if unknown := ids.count(self.tokenizer.unk_id):
+      found.append(f'{unknown} of {len(ids)} wordpieces of the prompt are unknown to the model')
+    return found
+
   def mulan_codes(self, prompts: Sequence[str]) -> np.ndarray:
     """Returns M_T int32[B, 1, Q]: the text embeddings through the RVQ of the audio embeddings."""
     mulan, quantizer = self.models['mulan'], self.models['mulan_quantizer']
@@ -91,11 +104,10 @@ class MusicLM:
     whole = max(int(np.ceil(seconds)), *(int(stages[name].seconds) for name in ('coarse', 'fine')))
     codes = {'mulan': self.mulan_codes(prompts)}
     for i, name in enumerate(token_layout.STAGES):
-      stage_keys = jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys)
       run = self._independent_windows if name == 'fine' else self._sliding_windows
       temperature = getattr(temperatures, name)
       with _bar(name, progress) as tick:
-        codes[name] = run(stages[name], codes, whole, stage_keys, temperature, tick)
+        codes[name] = run(stages[name], codes, whole, _folded(keys, i), temperature, tick)
     acoustic = np.concatenate([codes['coarse'], codes['fine']], axis=-1)
     with _bar('codec', progress) as tick:
       waveforms = self.decode(acoustic)
@@ -117,7 +129,7 @@ class MusicLM:
       given = made[:, target.num_frames(start) if start else 0 :]
       prefix = stage.flatten_prefix(_crop(stage.prefix, codes, start, window))
       new = self._sample(
-          stage, min(window, whole), prefix, jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys), temperature,
+          stage, min(window, whole), prefix, _folded(keys, i), temperature,
           stage.flatten_stream(target, given), lambda done, i=i: tick(i + done, len(starts)))
       made = np.concatenate([made, new[:, given.shape[1] :]], axis=1)
     return made
@@ -127,8 +139,7 @@ class MusicLM:
     window = int(stage.seconds)
     starts = window_starts(whole, window, window)
     crops = [stage.flatten_prefix(_crop(stage.prefix, codes, start, window)) for start in starts]
-    window_keys = [
-        jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys) for i in range(len(starts))]
+    window_keys = [_folded(keys, i) for i in range(len(starts))]
     ids = self._sample(
         stage, window, np.concatenate(crops), jnp.concatenate(window_keys), temperature, None,
         lambda done: tick(done, 1))
@@ -206,15 +217,17 @@ def generate_files(
   for name in outputs:
     audio.check_writable(name, overwrite=True)
   musiclm = load(model)
+  for warning in musiclm.unheard(prompt):
+    log.warning('warning: %s', warning)
   waveforms = musiclm.generate(
       [prompt] * num_samples, seconds=seconds, seed=seed, temperatures=temperatures, progress=True)
   for name, waveform in zip(outputs, waveforms, strict=True):
     audio.write(name, waveform, musiclm.sample_rate, overwrite=True)
-    logging.info('wrote %s', name)
+    log.info('wrote %s', name)
     if plot:
       picture = str(pathlib.Path(name).with_suffix('.png'))
       _plot(picture, waveform, musiclm.sample_rate, prompt)
-      logging.info('wrote %s', picture)
+      log.info('wrote %s', picture)
   return outputs
 
 
@@ -226,6 +239,11 @@ def output_names(output: str, num_samples: int) -> list[str]:
   if num_samples == 1:
     return [str(path)]
   return [str(path.with_name(f'{path.stem}-{i + 1}{path.suffix}')) for i in range(num_samples)]
+
+
+def _folded(keys: jax.Array, number: int) -> jax.Array:
+  """Returns another key for each of `keys`, of which there is one an example."""
+  return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
 def _crop(streams, codes, start: int, window: int) -> dict[str, np.ndarray]:

@@ -113,8 +113,6 @@ def test_chain(folder):
 
   for stage in token_layout.STAGES:
     _train(stage, folder, [f"TOKENS_DIR = '{folder / 'tokens'}'", *STREAMS, *DECODER])
-  saved = token_layout.read_layout(folder / 'tokens')
-  token_layout.write_layout(models, saved.layout, saved.tokenizers)
 
   names = generate.generate_files(
       prompt='a low organ tone', output=str(folder / 'out.wav'), seconds=3, model=str(models))

@@ -109,6 +109,14 @@ def test_prompts_differ_in_their_tokens(musiclm):
   np.testing.assert_array_equal(codes[0], codes[2])
 
 
+def test_what_a_prompt_says_in_vain_is_told(musiclm):
+  assert musiclm.unheard('slow') == []
+  long, = musiclm.unheard('slow piano ' * 10)
+  assert long.endswith('wordpieces, the model reads the first 14 only')
+  unknown, = musiclm.unheard('slow 静か')
+  assert unknown.startswith('2 of ') and unknown.endswith('are unknown to the model')
+
+
 def test_files(system, tmp_path):
   names = generate.generate_files(
       prompt='slow piano', output=str(tmp_path / 'a.wav'), seconds=3, num_samples=2,

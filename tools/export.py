@@ -22,9 +22,7 @@ def main() -> None:
   )  # fmt: skip
   flags = parser.parse_args()
 
-  logging.getLogger().setLevel(logging.WARNING)  # the libraries are talkative
   logging.getLogger('absl').setLevel(logging.ERROR)  # orbax warns of a file that no one writes
-  logging.getLogger('musiclm_jax').setLevel(logging.INFO)
   from musiclm_jax import train
 
   step, fingerprint = train.export(flags.workdir, flags.output, flags.step, flags.dtype)

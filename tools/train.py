@@ -1,7 +1,6 @@
 """Trains a model: everything about the run is in gin files and `--gin.NAME=VALUE` bindings."""
 
 import argparse
-import logging
 import sys
 
 from musiclm_jax import cli
@@ -45,8 +44,6 @@ def main() -> None:
 
   from musiclm_jax import gin_utils
 
-  logging.getLogger().setLevel(logging.WARNING)  # the libraries are talkative
-  logging.getLogger('musiclm_jax').setLevel(logging.INFO)
   if flags.distributed:  # before anything that might touch a device
     import jax
 
