@@ -280,12 +280,15 @@ class SavedLayout:
   layout: TokenLayout
   tokenizers: Mapping[str, str]
 
+  def to_text(self) -> str:
+    """Returns the text of layout.json."""
+    return json.dumps({'format_version': FORMAT_VERSION, 'layout': self.layout.to_json(),
+                       'tokenizers': dict(self.tokenizers)}, indent=2) + '\n'
+
 
 def write_layout(directory: str, layout: TokenLayout, tokenizers: Mapping[str, str]) -> None:
   """Writes DIRECTORY/layout.json; tokenizers is {'soundstream': sha256, 'w2v_bert': .., ..}."""
-  text = json.dumps({'format_version': FORMAT_VERSION, 'layout': layout.to_json(),
-                     'tokenizers': dict(tokenizers)}, indent=2)
-  _file(directory).write_text(text + '\n')
+  _file(directory).write_text(SavedLayout(layout, tokenizers).to_text())
 
 
 def read_layout(directory: str) -> SavedLayout:

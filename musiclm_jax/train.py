@@ -9,22 +9,19 @@ WORKDIR afterwards holds:
 """
 
 import contextlib
-import json
 import logging
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import optax
-from etils import epath
 from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
-from musiclm_jax import checkpoints, errors, metric_writers, partitioning, train_state
-from musiclm_jax.models import registry
+from musiclm_jax import checkpoints, errors, metric_writers, partitioning, run_files, train_state
 from musiclm_jax.objectives import base
 
 log = logging.getLogger(__name__)
@@ -90,7 +87,7 @@ def train(
     jax_cache.reset_cache()  # it may have been opened, without a directory, by an earlier program
   mesh = partitioning.make_mesh(mesh_shape)
   partitioning.check_batch_size(batch_size, mesh)
-  _write_description(epath.Path(workdir), objective, config_text)
+  run_files.write(workdir, objective, config_text)
 
   batches = _Batches(dataset, objective, batch_size, seed, mesh)
   wanted = train_state.shapes(objective, optimizer, batch_size, mesh)
@@ -99,6 +96,7 @@ def train(
   if state is None:
     state = train_state.create(objective, optimizer, batch_size, seed, wanted)
     if init_from:
+      run_files.check_text_files(objective, init_from)
       state = train_state.with_variables(
           state, checkpoints.load_model(init_from, objective.model_name).variables,
           getattr(objective, 'export_subtree', ''), optimizer, f'init_from {init_from}')
@@ -114,7 +112,7 @@ def train(
   with partitioning.activate(mesh), contextlib.closing(saved), contextlib.closing(writer):
     state = _loop(state, train_step, batches, saved, evaluate, writer, every)
   if export_dir and int(state.step) >= total_steps:
-    export(workdir, export_dir, dtype=export_dtype)
+    run_files.export(workdir, export_dir, dtype=export_dtype)
   return state
 
 
@@ -220,67 +218,6 @@ def describe(
   for name, array in sorted(batch.items()):
     lines.append(f'  {name}: {array.dtype}{list(array.shape)}')
   return '\n'.join(lines)
-
-
-def export(
-    workdir: str, output: str, step: int | None = None, dtype: str = 'float32'
-) -> tuple[int, str]:
-  """Writes the model of a run in its exported form; returns (step, fingerprint).
-
-  Reads the checkpoint of `step`, or the last, and WORKDIR/model.json: neither gin nor data.
-  """
-  path = epath.Path(workdir) / 'model.json'
-  if not path.exists():
-    raise errors.UserError(f'{workdir} is not the WORKDIR of a training run: it has no model.json')
-  model = json.loads(path.read_text())
-  config_class, _ = registry.classes(model['model'])
-  step, variables = checkpoints.read_variables(workdir, step)
-  if model['export_subtree']:
-    variables['params'] = variables['params'][model['export_subtree']]
-  fingerprint = checkpoints.export_model(
-      output,
-      model['model'],
-      registry.config_from_json(config_class, model['config'], f'{path}: config'),
-      variables,
-      extra=dict(model['extra'], step=step),
-      text_files=model['text_files'],
-      dtype=dtype,
-  )
-  log.info('exported step %d of %s to %s', step, workdir, output)
-  return step, fingerprint
-
-
-def _write_description(workdir: epath.Path, objective: base.Objective, config_text: str | None):
-  """Writes model.json and config.gin; a workdir that holds another model is a UserError."""
-  text_files = getattr(objective, 'export_text_files', None) or {}
-  description = {
-      'model': objective.model_name,
-      'config': registry.config_to_json(objective.config),
-      'export_subtree': getattr(objective, 'export_subtree', ''),
-      'extra': dict(getattr(objective, 'export_extra', None) or {}),
-      'text_files': {name: epath.Path(path).read_text() for name, path in text_files.items()},
-  }
-  path = workdir / 'model.json'
-  if path.exists():
-    old = json.loads(path.read_text())
-    for key in ('model', 'config'):
-      _check_same(old.get(key), description[key], key, workdir)
-  if jax.process_index() == 0:
-    workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(description, indent=2) + '\n')
-    if config_text:
-      (workdir / 'config.gin').write_text(config_text)
-
-
-def _check_same(old: Any, new: Any, name: str, workdir: epath.Path) -> None:
-  if isinstance(old, dict) and isinstance(new, dict):
-    for key in sorted(set(old) | set(new)):
-      _check_same(old.get(key), new.get(key), f'{name}.{key}', workdir)
-  elif old != new:
-    raise errors.UserError(
-        f'{workdir} holds the run of another model: {name} is {old!r} there and {new!r} here;'
-        ' set another WORKDIR'
-    )
 
 
 class _Batches:

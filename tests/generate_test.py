@@ -67,7 +67,7 @@ def system(tmp_path_factory) -> pathlib.Path:
   for name, seconds in SECONDS.items():
     config = dataclasses.replace(DECODER, vocab_size=LAYOUT.stage(name, seconds).vocab_size)
     _export(directory, name, config, transformer.Decoder(config), jnp.ones((1, 4), jnp.int32),
-            extra={'stage': name, 'seconds': seconds, 'layout': LAYOUT.to_json()})
+            extra={'stage': name, 'seconds': seconds})
     token_layout.write_layout(directory / name, LAYOUT, fingerprints)
   return directory
 

@@ -13,6 +13,7 @@ LAYERS = {
     'musiclm_jax.objectives': 2, 'musiclm_jax.sampling': 2, 'musiclm_jax.data': 2,
     'musiclm_jax.partitioning': 2, 'musiclm_jax.optimizers': 2, 'musiclm_jax.train_state': 2,
     'musiclm_jax.checkpoints': 3, 'musiclm_jax.metric_writers': 3,
+    'musiclm_jax.run_files': 3,
     'musiclm_jax.train': 4, 'musiclm_jax.fit_quantizers': 4, 'musiclm_jax.extract_tokens': 4,
     'musiclm_jax.prepare_audio': 4, 'musiclm_jax.generate': 4, 'musiclm_jax.corpus': 4,
     'musiclm_jax.gin_utils': 4, 'musiclm_jax.pretrained': 4, 'musiclm_jax.evaluation': 4,

@@ -23,9 +23,9 @@ def main() -> None:
   flags = parser.parse_args()
 
   logging.getLogger('absl').setLevel(logging.ERROR)  # orbax warns of a file that no one writes
-  from musiclm_jax import train
+  from musiclm_jax import run_files
 
-  step, fingerprint = train.export(flags.workdir, flags.output, flags.step, flags.dtype)
+  step, fingerprint = run_files.export(flags.workdir, flags.output, flags.step, flags.dtype)
   print(f'{flags.output}: step {step}, sha256 {fingerprint}')
 
 

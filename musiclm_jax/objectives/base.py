@@ -26,7 +26,7 @@ class Objective(Protocol):
     export_subtree: str. Top-level key of `params` that holds the model (others, as a GAN's
       discriminators, stay out of the exported model).  Default: all of `params`.
     export_extra: dict of JSON values written to the exported model's config.json.
-    export_text_files: dict of file name -> path of a small text file (a vocabulary) that travels
+    export_text_files: dict of file name -> text of a small file (a vocabulary) that travels
       with the exported model.
   """
 

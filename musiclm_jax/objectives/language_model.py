@@ -27,8 +27,8 @@ class LanguageModelObjective:
   softmax: 'legal' compares a target with the codebook_size ids its level may hold, the only ones
   that sampling ever draws; 'full' compares it with the whole vocabulary.
   z_loss: weight of log(Z)^2, which keeps logits from drifting; training only.
-  tokens_dir: the token records trained on (of several, the first); their layout.json, which names
-    the tokenizers, travels with the exported model.
+  tokens_dir: the token records trained on (of several, the first); the tokenizers that their
+    layout.json names travel with the exported model.
   """
 
   config: transformer.DecoderConfig
@@ -60,15 +60,16 @@ class LanguageModelObjective:
   @property
   def export_extra(self) -> dict[str, Any]:
     """Returns what generation must know beside the config."""
-    return {'stage': self.stage, 'seconds': self.seconds, 'layout': self.layout.to_json()}
+    return {'stage': self.stage, 'seconds': self.seconds}
 
   @property
   def export_text_files(self) -> dict[str, str]:
-    """Returns {'layout.json': its path}, {} without `tokens_dir`."""
+    """Returns {'layout.json': this layout and the tokenizers of the records}; {} without records."""
     if self.tokens_dir is None:
       return {}
     first = self.tokens_dir if isinstance(self.tokens_dir, str) else self.tokens_dir[0]
-    return {token_layout.LAYOUT_FILE: f'{first}/{token_layout.LAYOUT_FILE}'}
+    saved = dataclasses.replace(token_layout.read_layout(first), layout=self.layout)
+    return {token_layout.LAYOUT_FILE: saved.to_text()}
 
   @property
   def model(self) -> transformer.Decoder:

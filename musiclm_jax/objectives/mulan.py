@@ -5,6 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from etils import epath
 
 from musiclm_jax import text
 from musiclm_jax.models import mulan
@@ -87,7 +88,7 @@ class MulanObjective:
 
   @property
   def export_text_files(self) -> dict[str, str]:
-    return {'vocab.txt': self.vocab_file} if self.vocab_file else {}
+    return {'vocab.txt': epath.Path(self.vocab_file).read_text()} if self.vocab_file else {}
 
   def input_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     samples = round(self.seconds * self.config.sample_rate)

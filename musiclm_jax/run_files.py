@@ -1,0 +1,100 @@
+"""L3. What a WORKDIR says about its run: model.json and config.gin, and the model exported from it.
+
+model.json holds what a checkpoint does not: which model, its config, and the small text files that
+the numbers in its weights refer to (the token layout, the vocabulary).
+"""
+
+import json
+import logging
+from typing import Any
+
+import jax
+from etils import epath
+
+from musiclm_jax import checkpoints, errors
+from musiclm_jax.models import registry
+from musiclm_jax.objectives import base
+
+log = logging.getLogger(__name__)
+
+MODEL_FILE = 'model.json'
+CONFIG_FILE = 'config.gin'
+
+
+def write(workdir: str, objective: base.Objective, config_text: str | None) -> None:
+  """Writes model.json and config.gin; a workdir that holds another model's run is a UserError."""
+  workdir = epath.Path(workdir)
+  description = {
+      'model': objective.model_name,
+      'config': registry.config_to_json(objective.config),
+      'export_subtree': getattr(objective, 'export_subtree', ''),
+      'extra': dict(getattr(objective, 'export_extra', None) or {}),
+      'text_files': _text_files(objective),
+  }
+  path = workdir / MODEL_FILE
+  if path.exists():
+    old = json.loads(path.read_text())
+    for key in ('model', 'config'):
+      _check_same(old.get(key), description[key], key, workdir)
+    for name, text in description['text_files'].items():
+      if old['text_files'].get(name) != text:
+        raise errors.UserError(
+            f'{workdir} holds a run with another {name} than the one given; set another WORKDIR')
+  if jax.process_index() == 0:
+    workdir.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(description, indent=2) + '\n')
+    if config_text:
+      (workdir / CONFIG_FILE).write_text(config_text)
+
+
+def check_text_files(objective: base.Objective, directory: str) -> None:
+  """Raises an error when an exported model's weights refer to another layout or vocabulary."""
+  for name, text in _text_files(objective).items():
+    beside = epath.Path(directory) / name
+    if not beside.exists() or beside.read_text() != text:
+      raise errors.UserError(
+          f'{beside} is not the {name} of this run: its weights know other ids')
+
+
+def export(
+    workdir: str, output: str, step: int | None = None, dtype: str = 'float32'
+) -> tuple[int, str]:
+  """Writes the model of a run in its exported form; returns (step, fingerprint).
+
+  Reads the checkpoint of `step`, or the last, and model.json: neither gin nor data.
+  """
+  path = epath.Path(workdir) / MODEL_FILE
+  if not path.exists():
+    raise errors.UserError(
+        f'{workdir} is not the WORKDIR of a training run: it has no {MODEL_FILE}')
+  model = json.loads(path.read_text())
+  config_class, _ = registry.classes(model['model'])
+  step, variables = checkpoints.read_variables(workdir, step)
+  if model['export_subtree']:
+    variables['params'] = variables['params'][model['export_subtree']]
+  fingerprint = checkpoints.export_model(
+      output,
+      model['model'],
+      registry.config_from_json(config_class, model['config'], f'{path}: config'),
+      variables,
+      extra=dict(model['extra'], step=step),
+      text_files=model['text_files'],
+      dtype=dtype,
+  )
+  log.info('exported step %d of %s to %s', step, workdir, output)
+  return step, fingerprint
+
+
+def _text_files(objective: base.Objective) -> dict[str, str]:
+  return dict(getattr(objective, 'export_text_files', None) or {})
+
+
+def _check_same(old: Any, new: Any, name: str, workdir: epath.Path) -> None:
+  if isinstance(old, dict) and isinstance(new, dict):
+    for key in sorted(set(old) | set(new)):
+      _check_same(old.get(key), new.get(key), f'{name}.{key}', workdir)
+  elif old != new:
+    raise errors.UserError(
+        f'{workdir} holds the run of another model: {name} is {old!r} there and {new!r} here;'
+        ' set another WORKDIR'
+    )
