@@ -4,10 +4,6 @@ The same seed gives the same files, whatever the number of workers.
 """
 
 import os
-import pathlib
-import sys
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from musiclm_jax import cli
 

@@ -1,4 +1,4 @@
-"""L2. The corpus as a whole: the plan, the workers, the files."""
+"""L4. The corpus as a whole: the plan, the workers, the files."""
 
 import collections
 import concurrent.futures
@@ -11,9 +11,10 @@ import os
 import numpy as np
 
 from musiclm_jax import errors
+from musiclm_jax.audio import SAMPLE_RATE
 from musiclm_jax.corpus import captions, compose, render, scores, styles, user_audio
+from musiclm_jax.corpus.render import CLIP_SECONDS
 
-CLIP_SECONDS = 30.0
 _LICENCES = """\
 What the audio and captions of this folder were made from.
 
@@ -107,8 +108,7 @@ def make_piece(spec: PieceSpec, renderer: render.Renderer, output: str) -> list[
   seconds = spec.num_clips * CLIP_SECONDS
   piece = _arranged(spec, seconds, rng)
   if piece is None:
-    takes = [scores.read_performance(*p) for p in spec.performances]
-    piece = compose.compose(spec.genre, seconds, rng, [t for t in takes if t])
+    piece = compose.compose(spec.genre, seconds, rng, _takes(spec))
   font = renderer.soundfonts[int(rng.integers(len(renderer.soundfonts)))]
   audio = renderer.render(piece, seconds, font, rng)
   rows = []
@@ -117,10 +117,10 @@ def make_piece(spec: PieceSpec, renderer: render.Renderer, output: str) -> list[
     if not facts.instruments:
       continue
     name = f'{spec.name}_{clip}'
-    size = int(CLIP_SECONDS * render.SAMPLE_RATE)
+    size = int(CLIP_SECONDS * SAMPLE_RATE)
     part = render.fade(audio[clip * size : (clip + 1) * size], float(rng.uniform(0.4, 1.5)))
     path = os.path.join(output, 'audio', name + '.flac')
-    soundfile.write(path, part, render.SAMPLE_RATE, subtype='PCM_16', format='FLAC')
+    soundfile.write(path, part, SAMPLE_RATE, subtype='PCM_16', format='FLAC')
     texts, aspects, phrasings = captions.write(facts, spec.split == 'test', rng)
     rows.append(
       {
@@ -158,6 +158,17 @@ def _arranged(spec: PieceSpec, seconds: float, rng):
     except errors.UserError:
       continue  # too sparse, or broken: the next candidate, at last an own composition
   return None
+
+
+def _takes(spec: PieceSpec) -> list:
+  """Returns the drum performances that can be played; short and broken ones are left out."""
+  takes = []
+  for performance in spec.performances:
+    try:
+      takes.append(scores.read_performance(*performance))
+    except errors.UserError:
+      continue
+  return [t for t in takes if t]
 
 
 _RENDERER = None
@@ -201,9 +212,9 @@ def build(
       scores.list_performances(drums_path) if drums_path else (),
     )
   os.makedirs(os.path.join(output, 'audio'), exist_ok=True)
-  rows = _render_all(specs, soundfonts, output, workers)
-  if added:
-    rows += user_audio.add(added, output, test_share, seed)
+  # The user's files come first: one that cannot be read costs seconds, not the hours of rendering.
+  own = user_audio.add(added, output, test_share, seed) if added else []
+  rows = _render_all(specs, soundfonts, output, workers) + own
   _write_texts(output, rows, soundfonts or [], scores_path, drums_path, add_folder)
   return rows
 

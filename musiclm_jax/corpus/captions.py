@@ -1,4 +1,4 @@
-"""L2. From a piece to what is true of one clip of it, and from those facts to captions."""
+"""L4. From a piece to what is true of one clip of it, and from those facts to captions."""
 
 import dataclasses
 import string

@@ -1,4 +1,4 @@
-"""L2. A whole composition in a genre: key, mood, form, players, and every part of every section."""
+"""L4. A whole composition in a genre: key, mood, form, players, and every part of every section."""
 
 import numpy as np
 
@@ -136,6 +136,7 @@ class Composer:
       )
     tracks += self._drum_tracks()
     self._shape(tracks)
+    tracks = [t for t in tracks if t.notes]
     credits = ('Groove MIDI Dataset (CC-BY-4.0)',) if self.performance else ()
     return Piece(
       self.style.name,
@@ -144,20 +145,21 @@ class Composer:
       self.mode,
       self.bpm,
       self.metre,
-      [t for t in tracks if t.notes],
+      tracks,
       self.sections,
       self.tempo,
-      self._feel(),
+      self._feel(tracks),
       self.style.effects,
       'own composition',
       'CC-BY-4.0' if self.performance else 'CC0-1.0',
       credits,
     )
 
-  def _feel(self) -> str:
-    if self.performance:
-      return 'human'
-    return 'machine' if 'electronic' in self.style.kits else 'written'
+  def _feel(self, tracks) -> str:
+    kit = next((t.instrument for t in tracks if t.role == 'drums'), None)
+    if kit is None:
+      return ''
+    return 'human' if self.performance else drumming.feel(kit)
 
   def _chord_at(self, bars, beat: float) -> harmony.Chord:
     bar = bars[min(int(beat // self.metre), len(bars) - 1)]

@@ -1,4 +1,4 @@
-"""L2. Drums: written beats with human feel, and human performances read from MIDI files.
+"""L4. Drums: written beats with human feel, and human performances read from MIDI files.
 
 A beat is a bar of sixteenths per drum: 'x' plain, 'X' accent, 'o' soft (ghost).
 """
@@ -7,11 +7,11 @@ import dataclasses
 
 import numpy as np
 
+from musiclm_jax.corpus.instruments import Instrument
 from musiclm_jax.corpus.notes import Note
 
 KICK, STICK, SNARE, CLAP, CLOSED, PEDAL, OPEN, RIDE, CRASH = 36, 37, 38, 39, 42, 44, 46, 51, 49
 TAMBOURINE, COWBELL, SHAKER, CLAVES, CONGA_HIGH, CONGA_LOW = 54, 56, 70, 75, 63, 64
-TOMS = (50, 47, 43)
 _KEYS = {
   'K': KICK,
   'T': STICK,
@@ -122,8 +122,6 @@ BEATS = {
     'B X..x..x.X..x..x.|L ........x.....xx',
     'B X...x...X...x.xx',
   ),
-  # For scores, whose melody leaves little room.
-  'soft': ('K x.......x.......|T ....x.......x...|H o.x.o.x.o.x.o.x.',),
 }
 FILLS = (
   'S ........xxXxxxXX|K X...X...X.......',
@@ -251,6 +249,11 @@ def performed(performance: Performance, sections, metre: int) -> list[Note]:
           velocity = int(np.clip(note.velocity * (0.75 + 0.3 * level), 10, 127))
           notes.append(note._replace(start=at, velocity=velocity))
   return notes
+
+
+def feel(kit: Instrument) -> str:
+  """Returns what a written beat sounds like on `kit`, a key of vocabulary.DRUM_FEELS."""
+  return 'machine' if 'drum machine' in kit.names else 'written'
 
 
 def to_general_midi(key: int) -> int:

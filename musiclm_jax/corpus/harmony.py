@@ -1,4 +1,4 @@
-"""L2. Keys, modes and chords.  A progression is written in scale degrees.
+"""L4. Keys, modes and chords.  A progression is written in scale degrees.
 
 '1 5 6 4'         four bars, one chord each, built from the scale
 '2,5 1'           two chords share the first bar

@@ -1,4 +1,4 @@
-"""L2. The players: General MIDI programs with the range they play in and what people call them."""
+"""L4. The players: General MIDI programs with the range they play in and what people call them."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""L2. Melodies: a rhythmic motif with a contour, varied and answered over the chords."""
+"""L4. Melodies: a rhythmic motif with a contour, varied and answered over the chords."""
 
 import dataclasses
 

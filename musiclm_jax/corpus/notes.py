@@ -1,4 +1,4 @@
-"""L2. What a piece of music is here: tracks of notes in beats, and a tempo curve into seconds."""
+"""L4. What a piece of music is here: tracks of notes in beats, and a tempo curve into seconds."""
 
 import dataclasses
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""L2. What accompanying players do: one bar of sixteenths per pattern, read over the chords.
+"""L4. What accompanying players do: one bar of sixteenths per pattern, read over the chords.
 
 .  rest          -  hold            x X  the whole chord (X accented)
 0..9  chord tone of the voicing, counting up through octaves

@@ -1,14 +1,15 @@
-"""L2. Pieces made audible: FluidSynth at 32 kHz, effects, levels, 24 kHz mono clips."""
+"""L4. Pieces made audible: FluidSynth at 32 kHz, effects, levels, 24 kHz mono clips."""
 
 import os
 
 import numpy as np
 
 from musiclm_jax import errors
+from musiclm_jax.audio import SAMPLE_RATE
 from musiclm_jax.corpus import styles
 from musiclm_jax.corpus.notes import Piece
 
-SAMPLE_RATE = 24_000
+CLIP_SECONDS = 30.0
 _RENDER_RATE = 32_000  # samples up to 20 kHz fold to above 12 kHz, which the resampler removes
 _BLOCK = 64  # FluidSynth starts notes at multiples of this
 FOLDERS = ('/usr/share/sounds/sf3', '/usr/share/sounds/sf2', '/usr/share/soundfonts')

@@ -1,5 +1,6 @@
-"""L2. Given MIDI: finding it, reading it, arranging scores for other players."""
+"""L4. Given MIDI: finding it, reading it, arranging scores for other players."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -17,6 +18,7 @@ from musiclm_jax.corpus.instruments import INSTRUMENTS
 from musiclm_jax.corpus.notes import Note, Piece, Section, Track, tempo_curve
 
 _MAX_BYTES = 8_000_000
+_MAX_BEATS = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Source:
 
   def read(self) -> bytes:
     if zipfile.is_zipfile(self.container):
-      with zipfile.ZipFile(self.container) as archive:
+      with _open_zip(self.container, self.name) as archive:
         if archive.getinfo(self.name).file_size > _MAX_BYTES:
           raise errors.UserError(f'{self.name!r} is larger than {_MAX_BYTES} bytes')
         return archive.read(self.name)
@@ -43,6 +45,19 @@ class Source:
     return os.path.splitext(os.path.basename(self.name))[0]
 
 
+@contextlib.contextmanager
+def _open_zip(container: str, name: str = ''):
+  """Opens a zip; whatever is wrong with it, or with its member `name`, is a UserError."""
+  try:
+    with zipfile.ZipFile(container) as archive:
+      yield archive
+  except errors.UserError:
+    raise
+  except Exception as error:  # zipfile raises many kinds: a bad CRC, a password, an odd header
+    member = f'{name!r} in ' if name else ''
+    raise errors.UserError(f'{member}{container!r} cannot be read as a zip file: {error}') from error
+
+
 def list_files(container: str, flag: str) -> list[Source]:
   """Returns all files below a folder or in a zip, sorted by name."""
   if os.path.isdir(container):
@@ -52,7 +67,7 @@ def list_files(container: str, flag: str) -> list[Source]:
       for f in files
     ]
   elif zipfile.is_zipfile(container):
-    with zipfile.ZipFile(container) as archive:
+    with _open_zip(container) as archive:
       names = [i.filename for i in archive.infolist() if not i.is_dir()]
   else:
     raise errors.UserError(f'{flag}={container!r} is neither a folder nor a zip file')
@@ -103,6 +118,9 @@ def _track_notes(track, resolution: float) -> list[Note]:
   return sorted(notes)
 
 
+_DRUM_COLUMNS = ('beat_type', 'time_signature', 'duration', 'midi_filename', 'style', 'bpm')
+
+
 def list_performances(container: str) -> list[tuple[Source, str, float]]:
   """Returns (source, style, bpm) of the 4/4 beats that info.csv lists."""
   files = list_files(container, '--drums')
@@ -114,12 +132,20 @@ def list_performances(container: str) -> list[tuple[Source, str, float]]:
   known = {f.name: f for f in files}
   folder = index.name[: -len('info.csv')]
   found = []
-  for row in csv.DictReader(io.StringIO(index.read().decode('utf-8', 'replace'))):
+  try:
+    rows = list(csv.DictReader(io.StringIO(index.read().decode('utf-8', 'replace'))))
+  except csv.Error as error:
+    raise errors.UserError(
+      f'{index.name!r} in --drums={container!r} is not a csv file: {error}'
+    ) from error
+  for row in rows:
+    values = [row.get(column) for column in _DRUM_COLUMNS]
+    if None in values:
+      continue  # a short row
+    kind, metre, seconds, name, style, bpm = values
     try:
-      if (
-        row['beat_type'] == 'beat' and row['time_signature'] == '4-4' and float(row['duration']) > 8
-      ):
-        found.append((known[folder + row['midi_filename']], row['style'], float(row['bpm'])))
+      if kind == 'beat' and metre == '4-4' and float(seconds) > 8:
+        found.append((known[folder + name], style, float(bpm)))
     except (KeyError, ValueError):
       continue
   if not found:
@@ -193,6 +219,9 @@ def arrange(source: Source, genre: str, seconds: float, rng: np.random.Generator
   voices = [t for t in tracks.values() if len(t) >= 12]
   if not voices:
     raise errors.UserError(f'{source.name!r} holds no playable voices')
+  beats = max(n.start for v in voices for n in v)
+  if beats > _MAX_BEATS:
+    raise errors.UserError(f'{source.name!r} is {beats:.0f} beats long, wanted at most {_MAX_BEATS}')
   metre = _metre(midi)
   low, high = style.bpm
   bpm = round(float(np.clip(_score_tempo(midi) * rng.uniform(0.85, 1.2), low * 0.9, high * 1.1)), 1)
@@ -212,9 +241,10 @@ def arrange(source: Source, genre: str, seconds: float, rng: np.random.Generator
   for role, name, part in zip(('lead', 'comp', 'comp2', 'bass'), players, parts, strict=True):
     if name and part:
       made.append(_voice(role, INSTRUMENTS[name], part, shift, rng))
-  sections = [Section('verse', 0, length, 0.75)]
+  sections, feel = [Section('verse', 0, length, 0.75)], ''
   if genre in _SCORE_BEATS and metre in (2, 4):
     kit = INSTRUMENTS[style.kits.split(',')[0]]
+    feel = drumming.feel(kit)
     made.append(
       Track(
         'drums',
@@ -236,7 +266,7 @@ def arrange(source: Source, genre: str, seconds: float, rng: np.random.Generator
     made,
     sections,
     tempo_curve(bpm, length + metre, style.rubato, rng),
-    'written' if genre in _SCORE_BEATS else '',
+    feel,
     style.effects,
     _title(source),
     _licence(source),
@@ -273,7 +303,12 @@ def _metre(midi) -> int:
 
 
 def _score_tempo(midi) -> float:
-  tempi = [mido.tempo2bpm(m.tempo) for t in midi.tracks for m in t if m.type == 'set_tempo']
+  tempi = [
+    mido.tempo2bpm(m.tempo)
+    for t in midi.tracks
+    for m in t
+    if m.type == 'set_tempo' and m.tempo > 0  # a broken file may hold 0
+  ]
   return float(np.clip(np.median(tempi), 40, 220)) if tempi else 100.0
 
 

@@ -1,6 +1,7 @@
-"""L2. The genres: harmony, tempo, players and feel of each, in one table per genre.
+"""L4. The genres: harmony, tempo, players and feel of each, in one table per genre.
 
-A part is 'instrument/pattern'; the patterns are functions of parts.py, beats of drums.py.
+A part is 'instrument/pattern': a name in parts.PATTERNS, or a way of playing that compose.py knows
+(melodies, walking). Beats are names in drums.BEATS.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""L2. A user's own recordings and captions, through the same door.
+"""L4. A user's own recordings and captions, through the same door.
 
 Names and texts in the csv come from outside: paths stay inside the folder, ids are made here.
 """
@@ -8,10 +8,9 @@ import os
 
 import numpy as np
 
-from musiclm_jax import errors
+from musiclm_jax import audio, errors
+from musiclm_jax.corpus.render import CLIP_SECONDS
 
-SAMPLE_RATE = 24_000
-CLIP_SECONDS = 30.0
 _MIN_SECONDS = 5.0
 _MAX_CAPTION = 4000
 
@@ -74,12 +73,12 @@ def add(table, output: str, test_share: float, seed: int) -> list[dict]:
   rows = []
   for index, (name, path, captions, aspects) in enumerate(tqdm(table, unit='file', desc='adding')):
     piece = f'user_{index:05d}'
-    for clip, audio in enumerate(read_clips(path, name)):
+    for clip, part in enumerate(read_clips(path, name)):
       clip_id = f'{piece}_{clip}'
       soundfile.write(
         os.path.join(output, 'audio', clip_id + '.flac'),
-        audio,
-        SAMPLE_RATE,
+        part,
+        audio.SAMPLE_RATE,
         subtype='PCM_16',
         format='FLAC',
       )
@@ -91,7 +90,7 @@ def add(table, output: str, test_share: float, seed: int) -> list[dict]:
           'captions': list(dict.fromkeys(captions)),
           'aspects': list(dict.fromkeys(aspects)),
           'piece': piece,
-          'seconds': round(len(audio) / SAMPLE_RATE, 3),
+          'seconds': round(len(part) / audio.SAMPLE_RATE, 3),
           'source': _clean(name),
           'licence': 'as provided by the user',
           'metadata': {},
@@ -102,34 +101,44 @@ def add(table, output: str, test_share: float, seed: int) -> list[dict]:
 
 def read_clips(path: str, name: str):
   """Yields float32[<= 720000] mono clips at 24 kHz; a last one under 5 s is dropped."""
-  import soundfile
-  import soxr
-
-  try:
-    with soundfile.SoundFile(path) as f:
-      rate = f.samplerate
-      resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype='float32')
-      size, rest, count = int(CLIP_SECONDS * SAMPLE_RATE), np.zeros(0, np.float32), 0
-      finished = False
-      while not finished:
-        block = f.read(rate * 10, dtype='float32', always_2d=True)
-        finished = len(block) < rate * 10
-        mono = np.nan_to_num(block.mean(axis=1), nan=0.0, posinf=0.0, neginf=0.0)
-        rest = np.concatenate(
-          [rest, resampler.resample_chunk(mono.astype(np.float32), last=finished)]
-        )
-        while len(rest) >= size:
-          yield _safe(rest[:size])
-          rest, count = rest[size:], count + 1
-  except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
-    raise errors.UserError(f'{name!r} cannot be read as audio: {error}') from error
-  if len(rest) >= _MIN_SECONDS * SAMPLE_RATE or (count == 0 and len(rest) >= SAMPLE_RATE // 2):
+  size, rest, count = int(CLIP_SECONDS * audio.SAMPLE_RATE), np.zeros(0, np.float32), 0
+  for block in _blocks(path, name):
+    rest = np.concatenate([rest, block])
+    while len(rest) >= size:
+      yield _safe(rest[:size])
+      rest, count = rest[size:], count + 1
+  if len(rest) >= _MIN_SECONDS * audio.SAMPLE_RATE or (
+    count == 0 and len(rest) >= audio.SAMPLE_RATE // 2
+  ):
     yield _safe(rest)
   elif count == 0:
     raise errors.UserError(f'{name!r} holds less than half a second of audio')
 
 
-def _safe(audio: np.ndarray) -> np.ndarray:
-  """Returns `audio`, turned down when its peak is above 0.97."""
-  peak = float(np.abs(audio).max(initial=0.0))
-  return audio * (0.97 / peak) if peak > 0.97 else audio
+def _blocks(path: str, name: str):
+  """Yields float32[S] at 24 kHz: about 10 s at a time, or whole what only ffmpeg can decode."""
+  import soundfile
+  import soxr
+
+  try:
+    f = soundfile.SoundFile(path)
+  except (soundfile.SoundFileError, RuntimeError, TypeError):
+    yield audio.read(path)
+    return
+  with f:
+    try:
+      rate, finished = f.samplerate, False
+      resampler = soxr.ResampleStream(rate, audio.SAMPLE_RATE, 1, dtype='float32')
+      while not finished:
+        block = f.read(rate * 10, dtype='float32', always_2d=True)
+        finished = len(block) < rate * 10
+        mono = np.nan_to_num(block.mean(axis=1), nan=0.0, posinf=0.0, neginf=0.0)
+        yield resampler.resample_chunk(mono.astype(np.float32), last=finished)
+    except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
+      raise errors.UserError(f'{name!r} cannot be read as audio: {error}') from error
+
+
+def _safe(waveform: np.ndarray) -> np.ndarray:
+  """Returns `waveform`, turned down when its peak is above 0.97."""
+  peak = float(np.abs(waveform).max(initial=0.0))
+  return waveform * (0.97 / peak) if peak > 0.97 else waveform

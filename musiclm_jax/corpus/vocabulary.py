@@ -1,4 +1,4 @@
-"""L2. The words of the captions: genres, moods, uses, and the templates of every phrasing.
+"""L4. The words of the captions: genres, moods, uses, and the templates of every phrasing.
 
 Templates under HELD_OUT caption only the test split, those under TRAIN only the training split.
 A template is used when all its {slots} are known for the clip.

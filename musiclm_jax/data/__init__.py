@@ -1,8 +1,8 @@
 """SeqIO and TensorFlow live here and in tasks/, nowhere below.
 
-TensorFlow is imported with the process's stderr closed: its C++ parts print lines about CPU features
-and absent GPUs while they load, which no log level reaches, and a tool answers bad input with one
-line.
+TensorFlow is imported with the process's stderr closed: its C++ parts print lines about CPU
+features and absent GPUs while they load, which no log level reaches, and a tool answers bad input
+with one line.
 """
 
 import os

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from musiclm_jax.models import layers
 
 REMAT = ('none', 'full')
-# Of the last kernel of every branch, so that a block starts as the identity.  At full scale the six
+# Of the last kernel of every branch, so that a block starts as a LayerNorm.  At full scale the six
 # blocks of gin/models/w2v_bert_tiny.gin mixed a frame with so many others that training stayed at
 # the codes' entropy.
 _BRANCH_END = nn.initializers.zeros

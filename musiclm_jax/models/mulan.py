@@ -4,7 +4,8 @@ Axes: B batch, S samples, T frames, F mel bands, P patches, N text tokens, D emb
 K head_dim, E joint embedding.
 
 Departures: BERT's token-type table and pooler are left out (one segment: its row belongs in the
-position table); the temperature has a floor, since the paper's loss has no lower bound.
+position table), and so is its dropout of attention weights; the temperature has a floor, since the
+paper's loss has no lower bound.
 """
 
 import dataclasses

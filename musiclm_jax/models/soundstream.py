@@ -74,7 +74,7 @@ class SoundStreamConfig:
 
 
 class CausalConv(nn.Module):
-  """f32[B, S, C] -> f32[B, S / stride, features]; output t sees no input after t * stride.
+  """f32[B, S, C] -> f32[B, S / stride, features]; output t sees inputs up to (t + 1) * stride - 1.
 
   Left padding is dilation * (kernel - 1) + 1 - stride, so that the window of output t ends
   with the last sample of stride t.

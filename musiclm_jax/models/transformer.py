@@ -36,7 +36,8 @@ class DecoderConfig:
   position: 'relative_bias' (T5, one table shared by all layers) or 'rotary'.
   clock: positions count tokens ('index', the papers), or moments of the stage ('time', see
     StageLayout.times), which puts aligned tokens of different streams at distance 0.
-  attention: 'xla', or 'fused' (jax.nn.dot_product_attention, no dropout of attention weights).
+  attention: 'xla', or 'fused': jax.nn.dot_product_attention, whose kernel JAX chooses; it has no
+    dropout of attention weights and no query_chunk.
   query_chunk: 0, or how many queries attend at once in training: saves the upper triangle.
   remat: 'none', 'full' or 'dots': what the backward pass recomputes.
   """
@@ -65,6 +66,8 @@ class DecoderConfig:
                         ('attention', ('xla', 'fused')), ('remat', tuple(REMAT_POLICIES))):
       if getattr(self, name) not in legal:
         raise ValueError(f'{name} is {getattr(self, name)!r}, wanted one of {list(legal)}')
+    if self.attention == 'fused' and self.query_chunk:
+      raise ValueError(f"query_chunk is {self.query_chunk}, wanted 0 with attention 'fused'")
 
 
 @struct.dataclass

@@ -95,6 +95,7 @@ class Outputs(NamedTuple):
   context: jax.Array  # f32[B, T, code_dim], from the contrastive module
   quantized: jax.Array  # f32[B, T, code_dim], its targets
   code_probs: jax.Array  # f32[B, T, G, V], the quantizer's softmax without noise
+  chosen: jax.Array  # int32[B, T, G], the ids of the vectors in `quantized`, drawn with noise
   codes: jax.Array  # int32[B, T, G], the quantizer's ids without noise
   logits: jax.Array  # f32[B, T, G, V], the masked-prediction module's guess at `codes`
   mask: jax.Array  # bool[B, T]
@@ -158,9 +159,10 @@ class GumbelQuantizer(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, temperature, deterministic: bool):
-    """Returns (f32[B, T, code_dim], softmax f32[B, T, G, V], arg max int32[B, T, G]).
+    """Returns (f32[B, T, code_dim], its ids int32[B, T, G], softmax f32[B, T, G, V], arg max).
 
-    Straight-through: forward, the chosen code vector; backward, the softmax's mixture of them.
+    The last two are without noise.  Straight-through: forward, the chosen code vector; backward,
+    the softmax's mixture of them.
     """
     cfg = self.config
     groups, codes = cfg.num_groups, cfg.num_codes
@@ -171,15 +173,14 @@ class GumbelQuantizer(nn.Module):
         'codebook',
         nn.with_logical_partitioning(nn.initializers.normal(1.0), (None, 'codes', 'code_dim')),
         (groups, codes, cfg.code_dim // groups))
-    chosen = logits
+    noisy = logits
     if not deterministic and cfg.quantizer_gradient:  # fixed codes have nothing to explore
-      chosen = (logits + jax.random.gumbel(self.make_rng('quantizer'), logits.shape)) / temperature
-    soft = jax.nn.softmax(chosen)
-    hard = jax.nn.one_hot(jnp.argmax(chosen, -1), codes)
-    one_hot = hard + soft - jax.lax.stop_gradient(soft)
+      noisy = (logits + jax.random.gumbel(self.make_rng('quantizer'), logits.shape)) / temperature
+    soft, chosen = jax.nn.softmax(noisy), jnp.argmax(noisy, -1).astype(jnp.int32)
+    one_hot = jax.nn.one_hot(chosen, codes) + soft - jax.lax.stop_gradient(soft)
     quantized = jnp.einsum('btgv,gvd->btgd', one_hot, codebook)
     quantized = quantized.reshape(*x.shape[:2], cfg.code_dim)
-    return quantized, jax.nn.softmax(logits), jnp.argmax(logits, -1).astype(jnp.int32)
+    return quantized, chosen, jax.nn.softmax(logits), jnp.argmax(logits, -1).astype(jnp.int32)
 
 
 class W2vBert(nn.Module):
@@ -244,7 +245,7 @@ class W2vBert(nn.Module):
     cfg = self.config
     mel = self.log_mel(waveform)
     encoded = self.subsampling(mel)
-    quantized, probs, codes = self.quantizer(
+    quantized, chosen, probs, codes = self.quantizer(
         self.quantizer_frames(mel, encoded), temperature, deterministic)
     if mask is None:
       mask = span_mask(
@@ -256,6 +257,7 @@ class W2vBert(nn.Module):
         context=self.context_projection(context).astype(jnp.float32),
         quantized=self.target_projection(quantized).astype(jnp.float32),
         code_probs=probs,
+        chosen=chosen,
         codes=codes,
         logits=self.head(predicted).astype(jnp.float32),
         mask=mask,

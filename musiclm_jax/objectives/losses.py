@@ -30,8 +30,8 @@ def cross_entropy(
 class SpectralScale:
   """A mel spectrogram of one window: hop a quarter of it, filters that average their bins.
 
-  Magnitudes are divided by the window's energy, so that noise of standard deviation x shows
-  as about x at every scale, and one floor fits all.
+  Magnitudes are divided by the root of the window's energy, so that noise of standard deviation x
+  shows as about x at every scale, and one floor fits all.
   """
 
   window: int

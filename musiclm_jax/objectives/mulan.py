@@ -41,7 +41,7 @@ def contrastive_loss(similarity: jax.Array, temperature: jax.Array, loss: str = 
 def recall(similarity: jax.Array, k: int, rivals: jax.Array) -> jax.Array:
   """Returns f32[]: how often the diagonal is among the k best of its row, of `rivals` bool[B, B].
 
-  A tie counts half, so that equal embeddings everywhere score as chance would: about k / B.
+  A tie counts half a rival above, so that equal embeddings everywhere score 0 for small k, not 1.
   """
   positive = jnp.diagonal(similarity)[:, None]
   rivals = rivals & ~jnp.eye(similarity.shape[0], dtype=bool)

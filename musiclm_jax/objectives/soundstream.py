@@ -1,8 +1,8 @@
 """L2. SoundStream's objective: spectral, waveform and commitment losses.  Axes: B S.
 
-Departure from the paper: a time-domain L1 term, which gives the phase early in a short run.
-The generator's loss is a sum of named terms with a weight each (`terms`); an adversarial term
-is one more name.
+Departures from the paper: no discriminators yet, so neither the adversarial nor the
+feature-matching term; a time-domain L1 term, which gives the phase early in a short run.  The loss
+is a sum of named terms with a weight each (`terms`).
 """
 
 import dataclasses

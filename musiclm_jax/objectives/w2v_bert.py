@@ -117,7 +117,7 @@ class W2vBertObjective:
     """Returns 'loss', its terms, two accuracies over masked frames, and the code perplexity."""
     mask = outputs.mask
     distractors = sample_distractors(rng, mask, self.num_distractors)
-    scores = contrastive_logits(outputs.context, outputs.quantized, outputs.codes, distractors,
+    scores = contrastive_logits(outputs.context, outputs.quantized, outputs.chosen, distractors,
                                 self.contrastive_temperature)
     contrastive = masked_mean(jax.nn.logsumexp(scores, -1) - scores[..., 0], mask)
     diversity = diversity_loss(outputs.code_probs)

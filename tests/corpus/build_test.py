@@ -1,12 +1,13 @@
 import collections
 import json
 
+import mido
 import numpy as np
 import pytest
 import soundfile
 
 from musiclm_jax import errors
-from musiclm_jax.corpus import build, render, styles
+from musiclm_jax.corpus import build, render, scores, styles
 
 
 @pytest.fixture(scope='module')
@@ -85,7 +86,7 @@ def test_scores_and_takes_are_held_out_too():
 ])
 def test_bad_options_are_named(tmp_path, options, match):
   if 'soundfonts' in options:
-    pytest.importorskip('fluidsynth')
+    pytest.importorskip('fluidsynth', exc_type=ImportError)  # also without the C library
   with pytest.raises(errors.UserError, match=match):
     build.build(output=str(tmp_path / 'out'), **options)
 
@@ -94,3 +95,80 @@ def test_a_full_output_is_refused(tmp_path):
   (tmp_path / 'x').write_text('')
   with pytest.raises(errors.UserError, match='not an empty folder'):
     build.build(output=str(tmp_path), hours=1)
+
+
+class _NoiseRenderer:
+  soundfonts = ('none.sf2',)
+
+  def render(self, piece, seconds, font, rng):
+    return 0.1 * rng.standard_normal(int(seconds * 24_000)).astype(np.float32)
+
+
+def _write_take(path):
+  track = mido.MidiTrack()
+  for _ in range(64):
+    track.append(mido.Message('note_on', note=36, velocity=80, time=0))
+    track.append(mido.Message('note_off', note=36, velocity=0, time=120))
+  mido.MidiFile(ticks_per_beat=120, tracks=[track]).save(path)
+
+
+def test_broken_drum_takes_are_skipped(tmp_path):
+  (tmp_path / 'audio').mkdir()
+  _write_take(tmp_path / 'good.mid')
+  (tmp_path / 'broken.mid').write_bytes((tmp_path / 'good.mid').read_bytes()[:40])
+  good, broken, missing = (
+    (scores.Source(str(tmp_path), f'{name}.mid'), 'rock', 120.0)
+    for name in ('good', 'broken', 'missing')
+  )
+  feels = set()
+  for index in range(4):
+    made = [
+      build.make_piece(
+        build.PieceSpec(index, 'rock', 'train', 1, 0, performances=takes),
+        _NoiseRenderer(),
+        str(tmp_path),
+      )
+      for takes in ((good,), (broken, good, missing))
+    ]
+    assert made[0] == made[1]
+    feels |= {row['metadata']['drums'] for row in made[0]}
+  assert 'human' in feels
+  rows = build.make_piece(
+    build.PieceSpec(0, 'rock', 'train', 1, 0, performances=(broken,)),
+    _NoiseRenderer(),
+    str(tmp_path),
+  )
+  assert [row['licence'] for row in rows] == ['CC0-1.0']
+
+
+@pytest.fixture
+def own_music(tmp_path, monkeypatch):
+  """The options of a corpus with both kinds of rows, on a machine that needs no FluidSynth."""
+  monkeypatch.setattr(render, 'load_fluidsynth', lambda: None)
+  monkeypatch.setattr(render, 'find_soundfonts', lambda given: ['none.sf2'])
+  monkeypatch.setattr(render, 'Renderer', lambda soundfonts: _NoiseRenderer())
+  (tmp_path / 'music').mkdir()
+  soundfile.write(tmp_path / 'music' / 'a.wav', np.zeros(24_000), 24_000)
+  (tmp_path / 'captions.csv').write_text('path,caption\na.wav,Silence\n')
+  return {
+    'output': str(tmp_path / 'out'),
+    'hours': 1 / 120,
+    'add_folder': str(tmp_path / 'music'),
+    'captions_csv': str(tmp_path / 'captions.csv'),
+  }
+
+
+def test_compositions_come_before_the_users_music(own_music):
+  rows = build.build(**own_music)
+  assert [row['source'] for row in rows] == ['own composition', 'a.wav']
+
+
+def test_an_unreadable_recording_is_found_before_anything_is_rendered(
+  own_music, tmp_path, monkeypatch
+):
+  rendered = []
+  monkeypatch.setattr(build, 'make_piece', lambda *args: rendered.append(args) or [])
+  (tmp_path / 'music' / 'a.wav').write_bytes(b'this is no audio')
+  with pytest.raises(errors.UserError, match='a.wav'):
+    build.build(**own_music)
+  assert not rendered

@@ -53,6 +53,15 @@ def test_a_human_performance_sets_tempo_and_drums():
   pytest.fail('no piece used the performance')
 
 
+@pytest.mark.parametrize('genre', sorted(styles.STYLES))
+def test_the_drum_feel_is_that_of_the_kit_that_plays(genre):
+  for seed in range(8):
+    piece = compose.compose(genre, 30.0, np.random.default_rng(seed))
+    kits = [t.instrument.name for t in piece.tracks if t.role == 'drums']
+    feels = ['machine' if k in ('electronic drums', '808 drums') else 'written' for k in kits]
+    assert [piece.drum_feel] == (feels or ['']), (seed, kits)
+
+
 def test_a_rubato_curve_keeps_the_mean_tempo():
   curve = notes.tempo_curve(90.0, 200, 0.05, np.random.default_rng(0))
   assert np.all(np.diff(curve) > 0)

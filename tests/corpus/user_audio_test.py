@@ -1,3 +1,6 @@
+import shutil
+import subprocess
+
 import numpy as np
 import pytest
 import soundfile
@@ -59,10 +62,24 @@ def test_bad_tables(music, tmp_path, text, match):
     _build(music, tmp_path, text)
 
 
-def test_unreadable_audio_is_named(music, tmp_path):
-  (music / 'noise.mp3').write_bytes(b'this is no audio')
-  with pytest.raises(errors.UserError, match='noise.mp3'):
-    _build(music, tmp_path, 'path,caption\nnoise.mp3,x\n')
+@pytest.mark.parametrize('name', ['noise.mp3', 'noise.m4a', 'noise.raw'])
+def test_unreadable_audio_is_named(music, tmp_path, name):
+  (music / name).write_bytes(b'this is no audio')
+  with pytest.raises(errors.UserError, match=name):
+    _build(music, tmp_path, f'path,caption\n{name},x\n')
+
+
+@pytest.mark.skipif(not shutil.which('ffmpeg'), reason='ffmpeg decodes what libsndfile cannot')
+def test_what_only_ffmpeg_decodes_becomes_clips_too(music, tmp_path):
+  subprocess.run(
+    ['ffmpeg', '-v', 'error', '-i', 'a song.wav', '-c:a', 'aac', 'song.m4a'], cwd=music, check=True
+  )
+  text = 'path,caption\na song.wav,A tone\nsong.m4a,A tone\n'
+  rows = _build(music, tmp_path, text, test_share=0)
+  assert [r['seconds'] for r in rows[:3]] == [30.0, 30.0, 7.0]
+  assert [r['seconds'] for r in rows[3:]] == pytest.approx([30.0, 30.0, 7.0], abs=0.1)
+  audio, _ = soundfile.read(tmp_path / 'out' / rows[4]['path'])
+  assert np.argmax(np.abs(np.fft.rfft(audio[:24_000]))) == 440
 
 
 def test_captions_are_one_line_of_text(music, tmp_path):

@@ -66,6 +66,7 @@ def test_losses_by_hand():
       context=jnp.array([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]]),
       quantized=jnp.array([[[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]]),
       code_probs=jax.nn.one_hot(codes, 2),
+      chosen=codes,
       codes=codes,
       logits=jnp.log(jnp.array([[[[0.75, 0.25]], [[0.9, 0.1]], [[0.5, 0.5]]]])),
       mask=jnp.array([[True, True, False]]),
@@ -87,6 +88,19 @@ def test_losses_by_hand():
   assert metrics['masked_accuracy'] == 0.5
   assert metrics['loss'] == pytest.approx(
       2 * (contrastive + 0.1 * (1 - perplexity / 2)) + 3 * masked, rel=1e-4)
+
+
+def test_distractors_with_the_same_noisy_target_do_not_count():
+  """The noise decides which vector is the target, so it decides too which distractors are equal."""
+  model = models.W2vBert(dataclasses.replace(TINY, num_codes=4))
+  waveform = _waveform()
+  rngs = {name: jax.random.key(i) for i, name in enumerate(('params', 'mask', 'quantizer'))}
+  outputs, _ = model.init_with_output(rngs, waveform, 2.0)
+  chosen, codes = np.asarray(outputs.chosen), np.asarray(outputs.codes)
+  assert (chosen != codes).any()
+  for code in np.unique(chosen):
+    same = np.asarray(outputs.quantized)[(chosen == code).all(-1)]
+    np.testing.assert_allclose(same, np.broadcast_to(same[:1], same.shape), atol=1e-5)
 
 
 def test_temperature_schedule():
