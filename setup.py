@@ -46,7 +46,7 @@ setuptools.setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=setuptools.find_packages(include=['musiclm_jax', 'musiclm_jax.*', 'tasks', 'tasks.*']),
-    package_data={'musiclm_jax': ['pretrained/**/*', 'corpus/*.json', 'corpus/*.txt']},
+    package_data={'musiclm_jax': ['pretrained/**/*']},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -1,4 +1,4 @@
-"""L0. Sound files: read at a wanted rate, write atomically, and small waveform arithmetic.
+"""L0. Sound files: read at a wanted rate, write atomically.
 
 Axes: S samples, C channels.  Waveforms are float32 in [-1, 1], mono unless C is written.
 Anything wrong with a file is a UserError that names the file and the reason.
@@ -41,17 +41,6 @@ def read(source, rate: int = SAMPLE_RATE) -> np.ndarray:
   return _check_waveform(waveform, name)
 
 
-def seconds(path) -> float:
-  """Returns the length written in a file's header, without decoding it."""
-  import soundfile
-  _check_readable(path)
-  try:
-    info = soundfile.info(os.fspath(path))
-  except (soundfile.SoundFileError, RuntimeError) as error:
-    raise errors.UserError(f'{path} is not audio that can be read: {_first_line(error)}') from error
-  return info.frames / info.samplerate
-
-
 def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
   """Returns float32[S * to_rate / from_rate] (soxr, high quality)."""
   if from_rate == to_rate:
@@ -88,6 +77,17 @@ def check_writable(path, overwrite: bool = False) -> None:
       pass
   except OSError as error:
     raise errors.UserError(f'{path} cannot be written: {error.strerror or error}') from error
+
+
+def path_inside(folder, name: str, where: str) -> str:
+  """Returns the real path of FOLDER/name; a name from outside that leads elsewhere is an error."""
+  root = os.path.realpath(folder)
+  if '\0' in name:
+    raise errors.UserError(f'{where}: path {name!r} holds a zero byte')
+  path = os.path.realpath(os.path.join(root, name))
+  if os.path.isabs(name) or os.path.commonpath([root, path]) != root:
+    raise errors.UserError(f'{where}: path {name!r} leads outside {os.fspath(folder)!r}')
+  return path
 
 
 class atomic_path:
@@ -132,31 +132,11 @@ def from_pcm16(samples: np.ndarray) -> np.ndarray:
   return samples.astype(np.float32) / 32768
 
 
-def normalise(waveform: np.ndarray, peak: float = 0.9) -> np.ndarray:
-  """Returns the waveform scaled so that its largest sample is `peak`; silence stays silence."""
-  largest = float(np.abs(waveform).max(initial=0))
-  return waveform if largest < 1e-6 else (waveform * (peak / largest)).astype(np.float32)
-
-
-def crossfade(first: np.ndarray, second: np.ndarray, overlap: int) -> np.ndarray:
-  """Returns float32[S1 + S2 - overlap]: the end of `first` turns into the start of `second`.
-
-  The weights sum to one, so two equal overlaps give back that overlap.
-  """
-  if not 0 <= overlap <= min(len(first), len(second)):
-    raise errors.UserError(f'crossfade of {overlap} samples, wanted 0 to the shorter of '
-                           f'{len(first)} and {len(second)}')
-  fade_in = (np.arange(overlap, dtype=np.float32) + 0.5) / max(overlap, 1)
-  start = len(first) - overlap
-  mixed = first[start:] * (1 - fade_in) + second[:overlap] * fade_in
-  return np.concatenate([first[:start], mixed, second[overlap:]]).astype(np.float32)
-
-
 def _read_with_ffmpeg(path, rate: int, reason: str) -> np.ndarray:
   if not shutil.which('ffmpeg'):
     raise errors.UserError(f'{path} is not audio that can be read: {_first_line(reason)}')
-  command = ['ffmpeg', '-v', 'error', '-nostdin', '-i', os.fspath(path), '-f', 'f32le', '-ac', '1',
-             '-ar', str(rate), '-']
+  command = ['ffmpeg', '-v', 'error', '-nostdin', '-protocol_whitelist', 'file', '-i',
+             os.fspath(path), '-f', 'f32le', '-ac', '1', '-ar', str(rate), '-']
   result = subprocess.run(command, capture_output=True, check=False)
   if result.returncode:
     why = _first_line(result.stderr.decode(errors='replace')) or reason

@@ -78,7 +78,7 @@ def export_model(
     text_files: Mapping[str, str] | None = None,
     dtype: str = 'float32',
 ) -> str:
-  """Writes an exported model and returns its fingerprint.
+  """Writes an exported model (of several hosts, the first one does) and returns its fingerprint.
 
   Args:
     directory: made when missing; files in it with the same names are replaced.
@@ -103,13 +103,18 @@ def export_model(
       'config': registry.config_to_json(config),
       'extra': dict(extra or {}),
   }
+  fingerprint = hashlib.sha256(weights).hexdigest()
+  if jax.process_index() != 0:
+    return fingerprint
   directory = epath.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   for name, text in (text_files or {}).items():
+    if name != os.path.basename(name) or name in ('', '.', '..'):
+      raise errors.UserError(f'text file {name!r} of the model is not the name of a file')
     _write(directory / name, text.encode())
   _write(directory / CONFIG_FILE, (json.dumps(description, indent=2) + '\n').encode())
   _write(directory / WEIGHTS_FILE, weights)
-  return hashlib.sha256(weights).hexdigest()
+  return fingerprint
 
 
 def load_model(directory: str, wanted: str | None = None) -> ExportedModel:

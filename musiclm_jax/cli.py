@@ -18,6 +18,22 @@ def parser(description: str, examples: str) -> argparse.ArgumentParser:
   )
 
 
+def positive(text: str) -> int:
+  """Returns a whole number of at least 1; argparse names the flag when it is none."""
+  value = int(text)
+  if value < 1:
+    raise ValueError(f'{value} is not positive')
+  return value
+
+
+def seed(text: str) -> int:
+  """Returns a whole number that random generators take: 0 to 2**32 - 1."""
+  value = int(text)
+  if not 0 <= value < 2**32:
+    raise ValueError(f'{value} is not a seed')
+  return value
+
+
 def run(main: Callable[[], None]) -> None:
   """Calls `main`; bad input ends as one line on stderr and exit code 1, a bug as a traceback."""
   # The libraries are talkative: of them warnings only.

@@ -182,9 +182,7 @@ def extract_tokens(
     progress: show a bar.
   """
   from musiclm_jax.data import records
-  info = records.read_info(waveforms_dir)
-  if info.get('kind') != 'waveforms':
-    raise errors.UserError(f'{waveforms_dir} holds {info.get("kind")}, wanted waveform records')
+  info = records.read_info(waveforms_dir, 'waveforms')
   splits = list(splits or records.splits(waveforms_dir))
   shards = [(split, path) for split in splits for path in records.list_shards(waveforms_dir, split)]
   tokenizer = Tokenizer.load(
@@ -194,7 +192,7 @@ def extract_tokens(
   saved = tokenizer.layout(coarse_levels, fine_uses_mulan)
   _open_output(output, saved, tokenizer, models_dir)
   counts = dict.fromkeys(splits, 0)
-  seconds = sum(info['seconds'][split] for split in splits)
+  seconds = sum(info['seconds'].get(split, 0.0) for split in splits)
   with _Progress(seconds, progress) as report:
     for split, path in shards:
       target = output / pathlib.Path(path).name

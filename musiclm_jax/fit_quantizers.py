@@ -180,7 +180,7 @@ def _collect(
     max_clips: int | None, seed: int) -> tuple[PointSample, PointSample | None]:
   """Returns the points of the train split, and of the test split or None when there is none."""
   from musiclm_jax.data import records  # TensorFlow: not for a look at the report
-  records.read_info(waveforms)
+  records.read_info(waveforms, 'waveforms')
   samples = {}
   for split in ('train', 'test'):
     if split == 'test' and split not in records.splits(waveforms):

@@ -33,6 +33,7 @@ MODELS = ('soundstream', 'mulan', 'mulan_quantizer', *token_layout.STAGES)
 TINY = epath.Path(__file__).parent / 'pretrained' / 'tiny'
 MAX_PROMPT_CHARACTERS = 2000
 MAX_SECONDS = 600.0
+MAX_WINDOWS_AT_ONCE = 64  # of the fine stage: bounds memory, changes nothing else
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,14 +136,17 @@ class MusicLM:
     return made
 
   def _independent_windows(self, stage, codes, whole, keys, temperature, tick) -> np.ndarray:
-    """Returns the target stream's codes int32[B, T, Q]: every window of every prompt at once."""
+    """Returns the target stream's codes int32[B, T, Q]: windows of all prompts together."""
     window = int(stage.seconds)
     starts = window_starts(whole, window, window)
     crops = [stage.flatten_prefix(_crop(stage.prefix, codes, start, window)) for start in starts]
     window_keys = [_folded(keys, i) for i in range(len(starts))]
-    ids = self._sample(
-        stage, window, np.concatenate(crops), jnp.concatenate(window_keys), temperature, None,
-        lambda done: tick(done, 1))
+    prefix, prefix_keys = np.concatenate(crops), jnp.concatenate(window_keys)
+    parts = range(0, len(prefix), MAX_WINDOWS_AT_ONCE)
+    ids = np.concatenate([
+        self._sample(stage, window, prefix[rows], prefix_keys[rows], temperature, None,
+                     lambda done, i=i: tick(i + done, len(parts)))
+        for i, rows in enumerate(slice(part, part + MAX_WINDOWS_AT_ONCE) for part in parts)])
     made = np.zeros((len(keys), 0, stage.target.num_levels), np.int32)
     for start, new in zip(starts, np.split(ids, len(starts)), strict=True):
       overlap = made.shape[1] - start * stage.target.frame_rate
@@ -172,8 +176,22 @@ def load(directory: str | os.PathLike | None = None) -> MusicLM:
   for name, layout in layouts.items():
     token_layout.check_same(saved, layout, str(directory / 'semantic'), str(directory / name))
   tokenizer = text.WordPieceTokenizer(directory / 'mulan' / 'vocab.txt')
+  for name in token_layout.STAGES:
+    _check_stage(models[name], layouts[name].layout)
   models['mulan'].config.text.check_vocabulary(tokenizer.vocab_size, tokenizer.vocab_file)
   return MusicLM(models, saved.layout, tokenizer)
+
+
+def _check_stage(model: checkpoints.ExportedModel, layout: token_layout.TokenLayout) -> None:
+  """Raises an error when a stage's config.json does not go with its layout.json."""
+  seconds = model.extra.get('seconds')
+  if not isinstance(seconds, int | float) or not 1 <= seconds <= MAX_SECONDS or seconds % 1:
+    raise errors.UserError(
+        f'{model.directory}: seconds is {seconds!r}, wanted a whole number from 1')
+  wanted = layout.stage(model.name, seconds).vocab_size
+  if model.config.vocab_size != wanted:
+    raise errors.UserError(f'{model.directory} has {model.config.vocab_size} ids, its layout.json '
+                           f'wants {wanted}')
 
 
 def check_request(prompts: Sequence[str], seconds: float) -> None:
@@ -279,6 +297,8 @@ def _plot(path: str, waveform: np.ndarray, sample_rate: int, title: str) -> None
   figure, axes = pyplot.subplots(figsize=(10, 3.5), layout='constrained')
   extent = (0, len(waveform) / sample_rate, 0, mel.shape[1])
   axes.imshow(mel.T, origin='lower', aspect='auto', extent=extent, cmap='magma')
-  axes.set(xlabel='seconds', ylabel='mel band', title=title if len(title) < 90 else title[:89] + '…')
+  axes.set(xlabel='seconds', ylabel='mel band')
+  title = text.readable(' '.join(title.split()))  # a prompt may hold anything; it is no formula
+  axes.set_title(title if len(title) < 90 else title[:89] + '…', parse_math=False)
   figure.savefig(path, dpi=110)
   pyplot.close(figure)

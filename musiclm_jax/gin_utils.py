@@ -21,6 +21,7 @@ from musiclm_jax import errors
 _MACRO = re.compile(r'^([A-Za-z_]\w*)[ \t]*=[ \t]*(.*)$', re.MULTILINE)
 _INCLUDE = re.compile(r'''include\s+['"]([^'"]+)['"]''')
 _REFERENCE = re.compile(r'%([A-Za-z_]\w*)')
+_QUOTED = re.compile(r"""'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*\"""")
 _REQUIRED = '%gin.REQUIRED'
 
 
@@ -70,12 +71,6 @@ def config_text() -> str:
   return gin.config_str(max_line_length=100)
 
 
-def macro(name: str, default: Any = None) -> Any:
-  """Returns the value of a macro, `default` when it is not set."""
-  value = _macros().get(name, _REQUIRED)
-  return default if value == _REQUIRED else gin.query_parameter(f'%{name}')
-
-
 def _macros() -> dict[str, str]:
   """Returns the macros and their values, as gin writes them: {'TOTAL_STEPS': '10'}."""
   text = gin.config_str(max_line_length=10_000)
@@ -85,7 +80,8 @@ def _macros() -> dict[str, str]:
 def _check_macros(declared: set[str]) -> None:
   """Raises when a macro is used and not set, or is a misspelling of one that is used."""
   macros = _macros()
-  used = set(_REFERENCE.findall(gin.config_str(max_line_length=10_000))) - {'gin'}
+  unquoted = _QUOTED.sub('', gin.config_str(max_line_length=10_000))
+  used = set(_REFERENCE.findall(unquoted)) - {'gin'}
   unknown = sorted(used - set(macros))
   if unknown:
     raise errors.UserError(f'macro %{unknown[0]} is used but never set{_close(unknown[0], macros)}')
@@ -137,13 +133,21 @@ def _find(file: str, what: str, root: pathlib.Path = pathlib.Path()) -> pathlib.
   raise errors.UserError(f'{what} {file} does not exist{hint}')
 
 
-def _includes(file: pathlib.Path, root: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields the files that `file` includes, and theirs; one that is missing is a UserError."""
-  for number, line in enumerate(file.read_text().splitlines(), start=1):
+def _includes(
+    file: pathlib.Path, root: pathlib.Path, above: tuple[pathlib.Path, ...] = ()
+) -> Iterator[pathlib.Path]:
+  """Yields the files that `file` includes, and theirs; a missing one, or itself, is a UserError."""
+  try:
+    lines = file.read_text(encoding='utf-8').splitlines()
+  except UnicodeDecodeError as error:
+    raise errors.UserError(f'{file} is not UTF-8 text: {error}') from error
+  for number, line in enumerate(lines, start=1):
     if match := _INCLUDE.match(line):
       path = _find(match[1], f'{file}, line {number}: include', root)
+      if path in (*above, file):
+        raise errors.UserError(f'{file}, line {number}: {path} includes itself')
       yield path
-      yield from _includes(path, root)
+      yield from _includes(path, root, (*above, file))
 
 
 def _root(file: pathlib.Path) -> pathlib.Path:

@@ -6,7 +6,6 @@ A file that cannot be read is reported, counted and left out; it does not end th
 """
 
 import concurrent.futures
-import csv
 import dataclasses
 import hashlib
 import json
@@ -14,12 +13,13 @@ import logging
 import math
 import os
 import pathlib
+import re
 import threading
 from collections.abc import Iterator
 
 import numpy as np
 
-from musiclm_jax import audio, errors
+from musiclm_jax import audio, errors, text
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def prepare_audio(
     input_dir: str,
     output_dir: str,
     captions: str | None = None,
-    clip_seconds: float = 30.0,
+    clip_seconds: int = 30,
     test_fraction: float = 0.05,
     num_shards: int = 16,
     num_workers: int = 2,
@@ -71,8 +71,9 @@ def prepare_audio(
     num_workers: threads that decode and write.
     progress: show a bar.
   """
-  if clip_seconds < MIN_SECONDS:
-    raise errors.UserError(f'clip_seconds is {clip_seconds}, wanted at least {MIN_SECONDS}')
+  if not (clip_seconds >= MIN_SECONDS and clip_seconds == int(clip_seconds)):
+    raise errors.UserError(
+        f'clip_seconds is {clip_seconds}, wanted a whole number, at least {MIN_SECONDS}')
   if min(num_shards, num_workers) < 1:
     raise errors.UserError(f'num_shards is {num_shards} and num_workers is {num_workers}, '
                            'wanted at least 1 of each')
@@ -81,7 +82,8 @@ def prepare_audio(
   _check_empty(output_dir)
   sources = find_sources(input_dir, captions, test_fraction)
   shards = list(_shards(sources, num_shards))
-  writer = _Writer(output_dir, clip_seconds, len(sources), progress)
+  splits = sorted({source.split for source in sources})
+  writer = _Writer(output_dir, clip_seconds, splits, len(sources), progress)
   with concurrent.futures.ThreadPoolExecutor(num_workers) as pool:
     tasks = [pool.submit(writer.write, *shard) for shard in shards]
     try:
@@ -111,7 +113,7 @@ def find_sources(
   return sources
 
 
-def clip_bounds(num_samples: int, clip_seconds: float, rate: int) -> list[tuple[int, int]]:
+def clip_bounds(num_samples: int, clip_seconds: int, rate: int) -> list[tuple[int, int]]:
   """Returns (start, end) samples of equal parts of at most `clip_seconds`, cut at whole seconds.
 
     70.5 s in clips of 30 s: 0-24, 24-47, 47-70.5
@@ -124,28 +126,45 @@ def clip_bounds(num_samples: int, clip_seconds: float, rate: int) -> list[tuple[
 
 
 def _corpus_sources(folder: pathlib.Path) -> Iterator[Source]:
-  for number, line in enumerate((folder / CORPUS_FILE).read_text('utf-8').splitlines(), 1):
+  for number, line in enumerate((folder / CORPUS_FILE).read_bytes().split(b'\n'), 1):
     if not line.strip():
       continue
+    where = f'{folder / CORPUS_FILE}, line {number}'
     try:
-      clip = json.loads(line)
-      captions = clip['captions']
-      if isinstance(captions, str) or not all(isinstance(text, str) for text in captions):
-        raise TypeError('captions is not a list of strings')
-      yield Source(os.fspath(folder / clip['path']), clip['id'], clip['split'], tuple(captions),
-                   str(clip.get('piece', '')))
-    except (ValueError, KeyError, TypeError) as error:
-      raise errors.UserError(
-          f'{folder / CORPUS_FILE}, line {number}: not a clip: {error!r}') from error
+      yield _corpus_source(folder, json.loads(line.decode()), where)
+    except errors.UserError:
+      raise
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+      raise errors.UserError(f'{where}: not a clip: {error!r}') from error
+
+
+def _corpus_source(folder: pathlib.Path, clip: dict, where: str) -> Source:
+  """Returns a line of corpus.jsonl, which may come from anywhere: nothing leads out of `folder`."""
+  texts = [clip['id'], clip['split'], clip['path'], clip.get('piece', ''), *clip['captions']]
+  if isinstance(clip['captions'], str) or not all(isinstance(text, str) for text in texts):
+    raise TypeError('captions is not a list of strings, or another field is not a string')
+  for value in texts:
+    value.encode()  # a ValueError for what no record can hold
+  if not re.fullmatch(r'[A-Za-z0-9_]+', clip['split']):
+    raise ValueError(f'split {clip["split"]!r} is not a word')
+  return Source(audio.path_inside(folder, clip['path'], where), clip['id'], clip['split'],
+                tuple(clip['captions']), clip.get('piece', ''))
 
 
 def _folder_sources(folder, captions_path, test_fraction) -> list[Source]:
   names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*')
                  if path.suffix.lower() in audio.SUFFIXES and path.is_file())
+  for name in names:
+    if _unreadable(name):
+      raise errors.UserError(f'{folder}: the file name {name!r} is not UTF-8, rename it')
   captions = _read_captions(captions_path, names) if captions_path else {}
   test = _held_out(names, test_fraction)
   return [Source(os.fspath(folder / name), name, 'test' if name in test else 'train',
                  tuple(captions.get(name, ())), name) for name in names]
+
+
+def _unreadable(name: str) -> bool:
+  return any('\ud800' <= character <= '\udfff' for character in name)
 
 
 def _held_out(names: list[str], fraction: float) -> set[str]:
@@ -162,17 +181,13 @@ def _held_out(names: list[str], fraction: float) -> set[str]:
 
 
 def _read_captions(path: str, names: list[str]) -> dict[str, list[str]]:
-  with open(path, encoding='utf-8', newline='') as file:
-    reader = csv.DictReader(file)
-    if not {'path', 'caption'} <= set(reader.fieldnames or ()):
-      raise errors.UserError(f'{path} has columns {reader.fieldnames}, wanted path and caption')
-    captions, unknown = {}, 0
-    for row in reader:
-      name = pathlib.PurePosixPath(row['path'] or '').as_posix()
-      if name in names and (row['caption'] or '').strip():
-        captions.setdefault(name, []).append(row['caption'].strip())
-      else:
-        unknown += 1
+  known, captions, unknown = set(names), {}, 0
+  for row in text.read_table(path, ('path', 'caption')):
+    name = pathlib.PurePosixPath(row['path']).as_posix()
+    if name in known and row['caption'].strip():
+      captions.setdefault(name, []).append(row['caption'].strip())
+    else:
+      unknown += 1
   if not captions:
     raise errors.UserError(f'{path}: none of its {unknown} rows names an audio file of the folder')
   if unknown:
@@ -193,11 +208,11 @@ def _shards(sources, num_shards) -> Iterator[tuple[str, int, int, list[Source]]]
 class _Writer:
   """Writes shards from several threads and keeps the summary."""
 
-  def __init__(self, output_dir, clip_seconds, num_sources, progress):
+  def __init__(self, output_dir, clip_seconds, splits, num_sources, progress):
     import tqdm
     self.output_dir, self.clip_seconds = output_dir, clip_seconds
     self.summary, self.stop = Summary(), False
-    self.num_sources = num_sources
+    self.num_sources, self.splits = num_sources, splits
     self._lock = threading.Lock()
     self._bar = tqdm.tqdm(total=num_sources, unit='file', disable=not progress, desc='audio')
 
@@ -249,7 +264,7 @@ class _Writer:
       raise errors.UserError(f'none of {self.num_sources} files could be read; the first: {reason}')
     records.write_info(self.output_dir, {
         'kind': 'waveforms', 'sample_rate': audio.SAMPLE_RATE, 'clips': summary.clips,
-        'seconds': {split: round(total, 3) for split, total in summary.seconds.items()},
+        'seconds': {split: round(summary.seconds.get(split, 0.0), 3) for split in self.splits},
         'longest_seconds': summary.longest, 'failed': len(summary.failed)})
     hours = sum(summary.seconds.values()) / 3600
     log.info('%s: %s clips, %.2f hours; %d of %d files left out', self.output_dir,

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 from etils import epath
+from jax.experimental import multihost_utils
 
 from musiclm_jax import checkpoints, errors
 from musiclm_jax.models import registry
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 
 MODEL_FILE = 'model.json'
 CONFIG_FILE = 'config.gin'
+_KEYS = ('model', 'config', 'export_subtree')
 
 
 def write(workdir: str, objective: base.Objective, config_text: str | None) -> None:
@@ -33,13 +35,14 @@ def write(workdir: str, objective: base.Objective, config_text: str | None) -> N
   }
   path = workdir / MODEL_FILE
   if path.exists():
-    old = json.loads(path.read_text())
+    old = _read(path)
     for key in ('model', 'config'):
       _check_same(old.get(key), description[key], key, workdir)
     for name, text in description['text_files'].items():
       if old['text_files'].get(name) != text:
         raise errors.UserError(
             f'{workdir} holds a run with another {name} than the one given; set another WORKDIR')
+  multihost_utils.sync_global_devices('run_files.checked')  # before anyone writes
   if jax.process_index() == 0:
     workdir.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(description, indent=2) + '\n')
@@ -51,7 +54,9 @@ def check_text_files(objective: base.Objective, directory: str) -> None:
   """Raises an error when an exported model's weights refer to another layout or vocabulary."""
   for name, text in _text_files(objective).items():
     beside = epath.Path(directory) / name
-    if not beside.exists() or beside.read_text() != text:
+    if not beside.exists():
+      raise errors.UserError(f'{directory} has no {name}, which says what its ids mean')
+    if beside.read_text() != text:
       raise errors.UserError(
           f'{beside} is not the {name} of this run: its weights know other ids')
 
@@ -67,11 +72,14 @@ def export(
   if not path.exists():
     raise errors.UserError(
         f'{workdir} is not the WORKDIR of a training run: it has no {MODEL_FILE}')
-  model = json.loads(path.read_text())
+  model = _read(path)
   config_class, _ = registry.classes(model['model'])
   step, variables = checkpoints.read_variables(workdir, step)
-  if model['export_subtree']:
-    variables['params'] = variables['params'][model['export_subtree']]
+  if subtree := model['export_subtree']:
+    if subtree not in variables['params']:
+      raise errors.UserError(f'{path}: export_subtree {subtree!r} is not among '
+                             f'{sorted(variables["params"])}')
+    variables['params'] = variables['params'][subtree]
   fingerprint = checkpoints.export_model(
       output,
       model['model'],
@@ -83,6 +91,17 @@ def export(
   )
   log.info('exported step %d of %s to %s', step, workdir, output)
   return step, fingerprint
+
+
+def _read(path: epath.Path) -> dict[str, Any]:
+  """Returns model.json, which may come with a run from anywhere."""
+  try:
+    model = json.loads(path.read_bytes())
+    if not isinstance(model['extra'], dict) or not isinstance(model['text_files'], dict):
+      raise TypeError('extra or text_files is not an object')
+    return {name: model[name] for name in (*_KEYS, 'extra', 'text_files')}
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
+    raise errors.UserError(f'{path} does not describe a model: {error!r}') from error
 
 
 def _text_files(objective: base.Objective) -> dict[str, str]:

@@ -8,12 +8,11 @@ import csv
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from musiclm_jax import errors
+from musiclm_jax import audio, errors
 
 PAD, UNK, CLS, SEP, MASK = '[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'
 SPECIAL_TOKENS = (PAD, UNK, CLS, SEP, MASK)
@@ -42,7 +41,7 @@ class WordPieceTokenizer:
 
   def tokenize(self, text: str) -> list[int]:
     """Returns the wordpiece ids of one text, without [CLS] and [SEP]."""
-    return self._tokenizer.encode(_readable(text), add_special_tokens=False).ids
+    return self._tokenizer.encode(readable(text), add_special_tokens=False).ids
 
   def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
     """Returns int32[B, length]: `[CLS] pieces [SEP]`, cut to `length`, padded with 0."""
@@ -51,9 +50,9 @@ class WordPieceTokenizer:
     if length < 2:
       raise errors.UserError(f'encode: length {length} leaves no room for [CLS] and [SEP]')
     ids = np.zeros((len(texts), length), np.int32)
-    readable = [_readable(text) for text in texts]
+    texts = [readable(text) for text in texts]
     for row, encoding in zip(ids, self._tokenizer.encode_batch(
-        readable, add_special_tokens=False), strict=True):
+        texts, add_special_tokens=False), strict=True):
       pieces = [self.cls_id, *encoding.ids[:length - 2], self.sep_id]
       row[:len(pieces)] = pieces
     return ids
@@ -99,7 +98,7 @@ def train_vocabulary(texts: Iterable[str], size: int, path: str) -> list[str]:
   import tokenizers
   from tokenizers import trainers
 
-  texts = [_readable(text) for text in texts]
+  texts = [readable(text) for text in texts]
   normalizer, splitter = _library_normalizer(), _library_splitter()
   words = collections.Counter(
       word for text in texts
@@ -125,7 +124,9 @@ def train_vocabulary(texts: Iterable[str], size: int, path: str) -> list[str]:
   tokenizer.train_from_iterator(texts, trainer)
   ids = tokenizer.get_vocab()
   tokens = sorted(ids, key=ids.get)
-  _write_new_or_replace(path, '\n'.join(tokens) + '\n')
+  with audio.atomic_path(path, overwrite=True) as temporary:
+    with open(temporary, 'w', encoding='utf-8', newline='') as f:
+      f.write('\n'.join(tokens) + '\n')
   return tokens
 
 
@@ -134,13 +135,10 @@ def read_captions(path: str) -> Iterator[str]:
   suffix = os.path.splitext(path)[1].lower()
   if suffix not in ('.jsonl', '.csv', '.txt'):
     raise errors.UserError(f'captions {path}: ending {suffix!r}; wanted .jsonl, .csv or .txt')
+  if suffix == '.csv':
+    yield from (row['caption'] for row in read_table(path, ('caption',)))
+    return
   with open(path, encoding='utf-8', errors='replace', newline='') as f:
-    if suffix == '.csv':
-      reader = csv.DictReader(f)
-      if 'caption' not in (reader.fieldnames or ()):
-        raise errors.UserError(f'captions {path}: no column `caption` in {reader.fieldnames}')
-      yield from (row['caption'] or '' for row in reader)
-      return
     for number, line in enumerate(f, 1):
       if not line.strip():
         continue
@@ -149,13 +147,30 @@ def read_captions(path: str) -> Iterator[str]:
         continue
       try:
         clip = json.loads(line)
-        yield from [*clip['captions'], *clip.get('aspects', ())]
-      except (ValueError, KeyError, TypeError):
+        texts = [*clip['captions'], *clip.get('aspects', ())]
+        if isinstance(clip['captions'], str) or not all(isinstance(text, str) for text in texts):
+          raise TypeError
+        yield from texts
+      except (ValueError, KeyError, TypeError, RecursionError):
         raise errors.UserError(
             f'captions {path}, line {number}: not a JSON object with a list `captions`') from None
 
 
-def _readable(text: str) -> str:
+def read_table(path: str, columns: Sequence[str]) -> list[dict[str, str]]:
+  """Returns the rows of a UTF-8 csv that has at least `columns`; an absent value is ''."""
+  try:
+    with open(path, encoding='utf-8-sig', newline='') as f:
+      reader = csv.DictReader(f, restval='')
+      rows = list(reader)
+  except (UnicodeDecodeError, csv.Error) as error:
+    raise errors.UserError(f'{path} is not a UTF-8 csv file: {error}') from error
+  found = reader.fieldnames or []
+  if missing := [column for column in columns if column not in found]:
+    raise errors.UserError(f'{path} has columns {found}, wanted also {missing}')
+  return rows
+
+
+def readable(text: str) -> str:
   """Returns the text cut to MAX_CHARACTERS, lone surrogates (not encodable) dropped."""
   if not isinstance(text, str):
     raise errors.UserError(f'a text is {type(text).__name__}; wanted a string')
@@ -179,18 +194,3 @@ def _library_tokenizer(ids: dict[str, int]):
       vocab=ids, unk_token=UNK, max_input_chars_per_word=MAX_WORD_CHARACTERS))
   tokenizer.normalizer, tokenizer.pre_tokenizer = _library_normalizer(), _library_splitter()
   return tokenizer
-
-
-def _write_new_or_replace(path: str, content: str) -> None:
-  """Writes a text file in one move, so that a reader never sees half of it."""
-  directory = os.path.dirname(os.path.abspath(path))
-  os.makedirs(directory, exist_ok=True)
-  descriptor, temporary = tempfile.mkstemp(dir=directory)
-  try:
-    with os.fdopen(descriptor, 'w', encoding='utf-8', newline='') as f:
-      f.write(content)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise

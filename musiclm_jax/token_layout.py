@@ -268,6 +268,10 @@ class TokenLayout:
     try:
       streams = {n: TokenStream(**value[n]) for n in ('mulan', 'semantic', 'acoustic')}
       rest = {k: v for k, v in value.items() if k not in streams}
+      for stream in streams.values():
+        sizes = (stream.num_levels, stream.codebook_size, stream.frame_rate, stream.first_level)
+        if not all(type(size) is int and size >= 0 for size in sizes):
+          raise TypeError(f'{stream} has a size that is not a whole number')
       return cls(**streams, **rest)
     except (KeyError, TypeError) as error:
       raise errors.UserError(f'not a token layout: {error}') from error
@@ -302,7 +306,9 @@ def read_layout(directory: str) -> SavedLayout:
     if version != FORMAT_VERSION:
       raise errors.UserError(f'{path} has format_version {version}, wanted {FORMAT_VERSION}')
     return SavedLayout(TokenLayout.from_json(value['layout']), dict(value['tokenizers']))
-  except (json.JSONDecodeError, KeyError, TypeError) as error:
+  except errors.UserError:
+    raise
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise errors.UserError(f'{path} is not a token layout: {error}') from error
 
 

@@ -57,7 +57,7 @@ def train(
 ) -> train_state.TrainState:
   """Returns the state after `total_steps`; goes on from the last checkpoint in `workdir`.
 
-  SIGTERM and SIGINT save a checkpoint and return early.  A resumed run is the same run bit for bit,
+  SIGTERM and, on a single host, SIGINT save a checkpoint and return early.  A resumed run is the same run bit for bit,
   given the same dataset, seed, batch size and devices.
 
   Args:
@@ -96,11 +96,7 @@ def train(
   if state is None:
     state = train_state.create(objective, optimizer, batch_size, seed, wanted)
     if init_from:
-      run_files.check_text_files(objective, init_from)
-      state = train_state.with_variables(
-          state, checkpoints.load_model(init_from, objective.model_name).variables,
-          getattr(objective, 'export_subtree', ''), optimizer, f'init_from {init_from}')
-      log.info('starting from the weights of %s', init_from)
+      state = _with_weights_of(init_from, state, objective, optimizer)
   start = int(state.step)
   log.info('%s: %s parameters, step %d of %d on %s', objective.model_name,
            f'{train_state.num_params(state):,}', start, total_steps, _devices(mesh))  # fmt: skip
@@ -113,6 +109,16 @@ def train(
     state = _loop(state, train_step, batches, saved, evaluate, writer, every)
   if export_dir and int(state.step) >= total_steps:
     run_files.export(workdir, export_dir, dtype=export_dtype)
+  return state
+
+
+def _with_weights_of(directory: str, state, objective, optimizer) -> train_state.TrainState:
+  model = checkpoints.load_model(directory, objective.model_name)
+  run_files.check_text_files(objective, directory)
+  state = train_state.with_variables(
+      state, model.variables, getattr(objective, 'export_subtree', ''), optimizer,
+      f'init_from {directory}')
+  log.info('starting from the weights of %s', directory)
   return state
 
 

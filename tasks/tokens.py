@@ -29,7 +29,7 @@ def tokens(directory: sources.Directories, layout: token_layout.TokenLayout, sta
   for other, path in zip(saved[1:], directories[1:], strict=True):
     token_layout.check_same(saved[0], other, directories[0], path)
   codebooks = _codebooks(directories[0])
-  window_seconds = int(records.read_info(directories[0])['window_seconds'])
+  window_seconds = int(records.read_info(directories[0], 'tokens')['window_seconds'])
   stage_layout = layout.stage(stage, seconds)
   return seqio.Task(
       f'tokens_{stage}',

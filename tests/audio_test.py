@@ -22,7 +22,6 @@ def test_write_then_read_is_exact_to_16_bits(tmp_path, suffix):
   again = audio.read(tmp_path / f'a{suffix}')
   assert again.dtype == np.float32
   np.testing.assert_array_equal(again, audio.from_pcm16(audio.to_pcm16(waveform)))
-  assert audio.seconds(tmp_path / f'a{suffix}') == 1.0
   assert os.listdir(tmp_path) == [f'a{suffix}']
 
 
@@ -75,9 +74,7 @@ def test_write_does_not_overwrite_unless_told(tmp_path):
   audio.write(path, _sine(0.1))
   with pytest.raises(errors.UserError, match='already exists'):
     audio.write(path, _sine(0.2))
-  assert audio.seconds(path) == pytest.approx(0.1)
   audio.write(path, _sine(0.2), overwrite=True)
-  assert audio.seconds(path) == pytest.approx(0.2)
 
 
 def test_write_refuses_what_it_cannot_write(tmp_path):
@@ -111,12 +108,10 @@ def test_of_two_writers_one_wins(tmp_path):
   assert (tmp_path / 'b').read_text() == 'third'
 
 
-def test_normalise_and_crossfade():
-  np.testing.assert_allclose(audio.normalise(np.array([0.1, -0.2])), [0.45, -0.9], rtol=1e-6)
-  np.testing.assert_array_equal(audio.normalise(np.zeros(3)), np.zeros(3))
-  joined = audio.crossfade(np.ones(5), np.ones(4), 3)
-  np.testing.assert_allclose(joined, np.ones(6), rtol=1e-6)
-  np.testing.assert_allclose(audio.crossfade(np.ones(2), np.zeros(2), 2), [0.75, 0.25])
-  assert len(audio.crossfade(np.ones(5), np.ones(4), 0)) == 9
-  with pytest.raises(errors.UserError, match='crossfade of 5'):
-    audio.crossfade(np.ones(5), np.ones(4), 5)
+def test_a_name_from_outside_stays_inside(tmp_path):
+  (tmp_path / 'in').mkdir()
+  (tmp_path / 'in' / 'link').symlink_to(tmp_path)
+  assert audio.path_inside(tmp_path / 'in', 'a/b.wav', 'here').endswith('/in/a/b.wav')
+  for name in ('../b.wav', '/etc/passwd', 'a/../../b.wav', 'link/b.wav', 'a\0b'):
+    with pytest.raises(errors.UserError, match='here: path'):
+      audio.path_inside(tmp_path / 'in', name, 'here')

@@ -283,3 +283,11 @@ def test_variables_are_read_without_the_rest(workdir):
     checkpoints.read_variables(workdir, step=1)
   (workdir / 'checkpoints' / '4' / 'state' / 'manifest.ocdbt').unlink()
   assert checkpoints.read_variables(workdir)[0] == 3
+
+
+@pytest.mark.parametrize('name', ['../x', '/tmp/x', 'a/b', '', '.', '..'])
+def test_a_text_file_cannot_leave_the_directory(name, variables, tmp_path):
+  with pytest.raises(errors.UserError, match='is not the name of a file'):
+    checkpoints.export_model(
+      tmp_path / 'm', 'semantic', CONFIG, variables, text_files={name: 'a'}
+    )

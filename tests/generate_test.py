@@ -103,10 +103,17 @@ def test_same_seed_same_music_whatever_the_batch(musiclm):
   assert np.abs(other - one).max() > 1e-3
 
 
-def test_prompts_differ_in_their_tokens(musiclm):
-  codes = musiclm.mulan_codes(['slow calm piano music', 'loud fast rock with drums', 'slow calm piano music'])
+def test_a_prompt_has_its_tokens_whatever_the_others(musiclm):
+  codes = musiclm.mulan_codes(['slow piano', 'loud fast rock with drums', 'slow piano'])
   assert codes.shape == (3, 1, 2)
   np.testing.assert_array_equal(codes[0], codes[2])
+  np.testing.assert_array_equal(codes[:1], musiclm.mulan_codes(['slow piano']))
+
+
+def test_fine_windows_in_groups_are_the_same_music(musiclm, monkeypatch):
+  whole = musiclm.generate(['slow piano'], seconds=5)
+  monkeypatch.setattr(generate, 'MAX_WINDOWS_AT_ONCE', 2)
+  np.testing.assert_allclose(musiclm.generate(['slow piano'], seconds=5), whole, atol=1e-4)
 
 
 def test_what_a_prompt_says_in_vain_is_told(musiclm):
@@ -119,7 +126,7 @@ def test_what_a_prompt_says_in_vain_is_told(musiclm):
 
 def test_files(system, tmp_path):
   names = generate.generate_files(
-      prompt='slow piano', output=str(tmp_path / 'a.wav'), seconds=3, num_samples=2,
+      prompt='slow $piano\\frac{ \udc80', output=str(tmp_path / 'a.wav'), seconds=3, num_samples=2,
       model=str(system), plot=True)
   assert [pathlib.Path(name).name for name in names] == ['a-1.wav', 'a-2.wav']
   waveform, rate = soundfile.read(names[1])
@@ -171,4 +178,31 @@ def test_a_vocabulary_that_the_text_tower_has_no_room_for_is_refused(system, tmp
   with open(broken / 'mulan' / 'vocab.txt', 'a', encoding='utf-8') as vocabulary:
     vocabulary.write('onemore\n')
   with pytest.raises(errors.UserError, match='wordpieces, the text tower has room for vocab_size'):
+    generate.load(broken)
+
+
+@pytest.mark.parametrize('change, wanted', [
+    (lambda config: config['extra'].pop('seconds'), 'seconds is None, wanted a whole number'),
+    (lambda config: config['extra'].update(seconds=[2]), r'seconds is \[2\]'),
+    (lambda config: config['extra'].update(seconds=0.5), 'seconds is 0.5'),
+])
+def test_a_stage_of_a_strange_length_is_refused(system, tmp_path, change, wanted):
+  broken = tmp_path / 'broken'
+  shutil.copytree(system, broken)
+  config = json.loads((broken / 'coarse' / 'config.json').read_text())
+  change(config)
+  (broken / 'coarse' / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(errors.UserError, match=wanted):
+    generate.load(broken)
+
+
+def test_layouts_larger_than_the_tables_are_refused(system, tmp_path):
+  """An id beyond the table would be NaN, and the music wrong without a word."""
+  broken = tmp_path / 'broken'
+  shutil.copytree(system, broken)
+  for name in token_layout.STAGES:
+    saved = json.loads((broken / name / 'layout.json').read_text())
+    saved['layout']['acoustic']['codebook_size'] = 512
+    (broken / name / 'layout.json').write_text(json.dumps(saved))
+  with pytest.raises(errors.UserError, match='coarse has 128 ids, its layout.json wants'):
     generate.load(broken)

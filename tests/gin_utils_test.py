@@ -110,11 +110,19 @@ def test_config_text_is_a_gin_file_of_its_own(write, module, tmp_path):
   assert gin_utils.arguments(module.fit)['objective'].depth == 5
 
 
-def test_macro_is_read(write):
-  gin_utils.load([write(GOOD)], ['WORKDIR=x'])
-  assert gin_utils.macro('WORKDIR') == 'x'
-  assert gin_utils.macro('DATA_DIR', 'none') == 'none'
-  assert gin_utils.macro('NO_SUCH') is None
+def test_a_percent_sign_in_a_string_is_no_macro(write, module):
+  gin_utils.load([write(GOOD)], ['WORKDIR=runs/50%off'])
+  assert gin_utils.arguments(module.fit)['workdir'] == 'runs/50%off'
+
+
+def test_a_file_that_includes_itself_and_one_that_is_no_text_are_named(write, tmp_path):
+  path = write(GOOD + "include 'gin/loop.gin'\n")
+  (tmp_path / 'gin' / 'loop.gin').write_text("include 'gin/loop.gin'\n")
+  with pytest.raises(errors.UserError, match='loop.gin, line 1: .*loop.gin includes itself'):
+    gin_utils.load([path])
+  (tmp_path / 'gin' / 'loop.gin').write_bytes(b'\xff')
+  with pytest.raises(errors.UserError, match='loop.gin is not UTF-8 text'):
+    gin_utils.load([path])
 
 
 WRONG_FILES = [

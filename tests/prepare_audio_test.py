@@ -51,7 +51,7 @@ def test_corpus_directory(tmp_path):
   assert record['captions'] == ['caption 1', 'ünïcode'] and record['piece'] == 'p1'
   np.testing.assert_array_equal(
       record['waveform'], audio.from_pcm16(audio.to_pcm16(_noise(2.5, 1))))
-  info = records.read_info(tmp_path / 'out')
+  info = records.read_info(tmp_path / 'out', 'waveforms')
   assert info['clips'] == {'train': 2, 'test': 1} and info['longest_seconds'] == 2.5
   with pytest.raises(errors.UserError, match='already holds records'):
     prepare_audio.prepare_audio(input_dir=corpus, output_dir=tmp_path / 'out', progress=False)
@@ -94,7 +94,7 @@ def test_bad_files_are_left_out_and_counted(tmp_path):
       input_dir=folder, output_dir=tmp_path / 'out', progress=False)
   assert sum(summary.clips.values()) == 6
   assert sorted(path.rsplit('/')[-1] for path in summary.failed) == ['bad.mp3', 'short.wav']
-  assert records.read_info(tmp_path / 'out')['failed'] == 2
+  assert records.read_info(tmp_path / 'out', 'waveforms')['failed'] == 2
 
 
 def test_nothing_readable_is_an_error(tmp_path):
@@ -109,10 +109,49 @@ def test_nothing_readable_is_an_error(tmp_path):
     prepare_audio.prepare_audio(input_dir=tmp_path / 'none', output_dir=tmp_path / 'out2')
 
 
-def test_broken_corpus_line_is_named(tmp_path):
-  (tmp_path / 'corpus.jsonl').write_text('{"id": "a"}\n')
+CLIP = {'id': 'a', 'path': 'a.wav', 'split': 'train', 'captions': ['one\u2028two'], 'piece': 'p'}
+
+
+@pytest.mark.parametrize('change, wanted', [
+    ({'captions': None}, 'not a clip'), ({'captions': 'abc'}, 'not a list of strings'),
+    ({'id': 5}, 'not a string'), ({'id': '\ud800'}, 'surrogates'), ({'captions': ['\ud800']}, 'surrogates'),
+    ({'path': '../../etc/passwd'}, 'leads outside'), ({'path': '/etc/passwd'}, 'leads outside'),
+    ({'split': '../../evil'}, 'is not a word'), ({'split': 'a/b'}, 'is not a word'),
+    ({'split': ''}, 'is not a word'),
+])
+def test_a_corpus_line_from_anywhere_is_taken_whole_or_named(tmp_path, change, wanted):
+  lines = [json.dumps(CLIP, ensure_ascii=False), json.dumps(CLIP | change)]
+  (tmp_path / 'corpus.jsonl').write_text('\n'.join(lines[:1]))
+  (source,) = prepare_audio.find_sources(tmp_path)
+  assert source.captions == ('one\u2028two',) and source.path == str((tmp_path / 'a.wav').resolve())
+  (tmp_path / 'corpus.jsonl').write_text('\n'.join(lines))
+  with pytest.raises(errors.UserError, match=f'corpus.jsonl, line 2.*{wanted}'):
+    prepare_audio.find_sources(tmp_path)
+
+
+@pytest.mark.parametrize('line', [b'{"id": "a"}', b'\xff', b'[' * 100_000, b'3'])
+def test_a_line_that_is_no_clip_is_named(tmp_path, line):
+  (tmp_path / 'corpus.jsonl').write_bytes(line + b'\n')
   with pytest.raises(errors.UserError, match='corpus.jsonl, line 1: not a clip'):
     prepare_audio.find_sources(tmp_path)
+
+
+def test_a_split_without_a_readable_file_is_empty_not_missing(tmp_path):
+  """The next step adds up the seconds of every split it finds."""
+  audio.write(tmp_path / 'in' / 'a.wav', _noise(2))
+  (tmp_path / 'in' / 'b.wav').write_bytes(b'no music')
+  clips = [CLIP, CLIP | {'id': 'b', 'path': 'b.wav', 'split': 'test'}]
+  (tmp_path / 'in' / 'corpus.jsonl').write_text('\n'.join(map(json.dumps, clips)))
+  prepare_audio.prepare_audio(
+      input_dir=tmp_path / 'in', output_dir=tmp_path / 'out', progress=False)
+  assert records.read_info(tmp_path / 'out', 'waveforms')['seconds'] == {'train': 2.0, 'test': 0.0}
+
+
+@pytest.mark.parametrize('clip_seconds', [0.5, 1.5, float('nan'), -3])
+def test_clips_are_whole_seconds(tmp_path, clip_seconds):
+  with pytest.raises(errors.UserError, match='wanted a whole number'):
+    prepare_audio.prepare_audio(
+        input_dir=_folder(tmp_path), output_dir=tmp_path / 'out', clip_seconds=clip_seconds)
 
 
 def test_adding_files_moves_no_other_file_between_splits():

@@ -61,6 +61,17 @@ def test_weights_of_another_layout_are_no_start(tmp_path):
     (tmp_path / name).mkdir()
     token_layout.write_layout(tmp_path / name, LAYOUT, {'soundstream': weights})
   run_files.check_text_files(objective, tmp_path / 'same')
-  for name in ('different', 'nowhere'):
-    with pytest.raises(errors.UserError, match=f'{name}/layout.json is not the layout.json of'):
-      run_files.check_text_files(objective, tmp_path / name)
+  with pytest.raises(errors.UserError, match='different/layout.json is not the layout.json of'):
+    run_files.check_text_files(objective, tmp_path / 'different')
+  with pytest.raises(errors.UserError, match='nowhere has no layout.json'):
+    run_files.check_text_files(objective, tmp_path / 'nowhere')
+
+
+@pytest.mark.parametrize('text', ['{', '[]', '{"model": "semantic"}'])
+def test_a_broken_description_is_named(tmp_path, text):
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / 'model.json').write_text(text)
+  with pytest.raises(errors.UserError, match='model.json does not describe a model'):
+    run_files.export(tmp_path / 'run', tmp_path / 'out')
+  with pytest.raises(errors.UserError, match='model.json does not describe a model'):
+    run_files.write(tmp_path / 'run', _objective(tmp_path, 'tokens', 'a'), None)

@@ -110,7 +110,7 @@ def test_read_captions(tmp_path):
   with pytest.raises(errors.UserError, match='line 2'):
     read('bad.jsonl')
   (tmp_path / 'bad.csv').write_text('id,text\n1,x\n')
-  with pytest.raises(errors.UserError, match='no column `caption`'):
+  with pytest.raises(errors.UserError, match="wanted also .'caption'."):
     read('bad.csv')
   with pytest.raises(errors.UserError, match="ending '.pdf'"):
     read('c.pdf')

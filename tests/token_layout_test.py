@@ -1,6 +1,7 @@
 """Ids, offsets and order, with the ids written out."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -127,3 +128,14 @@ def test_bad_layout_files(tmp_path):
     (tmp_path / 'layout.json').write_text(text)
     with pytest.raises(errors.UserError, match=message):
       token_layout.read_layout(tmp_path)
+
+
+@pytest.mark.parametrize('text', [
+    '{', '[]', '\udcff', '{"format_version": 1}',
+    json.dumps({'format_version': 1, 'tokenizers': {}, 'layout': LAYOUT.to_json() | {
+        'mulan': LAYOUT.to_json()['mulan'] | {'num_levels': '6'}}}),
+])
+def test_a_broken_layout_file_is_named(tmp_path, text):
+  (tmp_path / 'layout.json').write_text(text, errors='surrogateescape')
+  with pytest.raises(errors.UserError, match='not a token layout'):
+    token_layout.read_layout(tmp_path)

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 
-from musiclm_jax import cli
+from musiclm_jax import cli, errors
 
 _EXAMPLES = """
 python tools/benchmark_generation.py
@@ -20,7 +20,7 @@ def _parse():
   parser.add_argument('--prompt', default='A calm solo piano piece', help='(default: %(default)s)')
   parser.add_argument('--seconds', type=float, default=10.0,
                       help='length of the music (default: %(default)s)')
-  parser.add_argument('--repeats', type=int, default=3,
+  parser.add_argument('--repeats', type=cli.positive, default=3,
                       help='runs of each kind; medians are printed (default: %(default)s)')
   parser.add_argument('--model', default=None,
                       help='directory of exported models (default: the small one in the package)')
@@ -33,9 +33,12 @@ def cold_seconds(args) -> float:
     command = [sys.executable, str(pathlib.Path(__file__).with_name('generate.py')),
                f'--prompt={args.prompt}', f'--seconds={args.seconds}', f'--output={folder}/a.wav']
     start = time.perf_counter()
-    subprocess.run(command + ([f'--model={args.model}'] if args.model else []), check=True,
-                   stderr=subprocess.DEVNULL)
-    return time.perf_counter() - start
+    done = subprocess.run(command + ([f'--model={args.model}'] if args.model else []),
+                          capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - start
+  if done.returncode:
+    raise errors.UserError(f'tools/generate.py failed: {done.stderr.splitlines()[-1]}')
+  return seconds
 
 
 def main() -> None:

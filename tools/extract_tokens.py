@@ -16,11 +16,11 @@ python tools/extract_tokens.py --waveforms=data/corpus --models=models --output=
   parser.add_argument('--models', required=True, help='directory of the five exported models')
   parser.add_argument('--output', required=True, help='directory of token records to write')
   parser.add_argument('--splits', help='comma-separated; all by default')
-  parser.add_argument('--batch_size', type=int, default=4,
+  parser.add_argument('--batch_size', type=cli.positive, default=4,
                       help='clips at a time; memory grows with it (default 4)')
-  parser.add_argument('--semantic_window_seconds', type=int, default=10,
+  parser.add_argument('--semantic_window_seconds', type=cli.positive, default=10,
                       help='what w2v-BERT hears at a time (default 10)')
-  parser.add_argument('--coarse_levels', type=int, default=4,
+  parser.add_argument('--coarse_levels', type=cli.positive, default=4,
                       help='levels of the codec made by the coarse stage (default 4)')
   parser.add_argument('--fine_uses_mulan', action='store_true',
                       help='the fine stage is to see the MuLan tokens too')

@@ -22,22 +22,22 @@ def _parse(argv):
                       help='directory of waveform records, from tools/prepare_audio.py')
   parser.add_argument('--output', required=True,
                       help='directory to write the exported quantizer to')
-  parser.add_argument('--num_codes', type=_positive, default=1024,
+  parser.add_argument('--num_codes', type=cli.positive, default=1024,
                       help='codes, of each level (default: 1024)')
-  parser.add_argument('--num_levels', type=_positive, default=None,
+  parser.add_argument('--num_levels', type=cli.positive, default=None,
                       help='mulan only: residual levels (default: 12)')
   parser.add_argument('--hop_seconds', type=float, default=None,
                       help='mulan only: from one window to the next (default: 1)')
   parser.add_argument('--layer', type=int, default=None,
                       help='semantic only: block of the masked-prediction module '
                            '(default: the feature_layer of the model)')
-  parser.add_argument('--max_points', type=_positive, default=200_000,
+  parser.add_argument('--max_points', type=cli.positive, default=200_000,
                       help='frames or windows k-means looks at (default: 200000)')
-  parser.add_argument('--max_clips', type=_positive, default=None,
+  parser.add_argument('--max_clips', type=cli.positive, default=None,
                       help='clips read of each split (default: all)')
-  parser.add_argument('--batch_size', type=_positive, default=8,
+  parser.add_argument('--batch_size', type=cli.positive, default=8,
                       help='clips or windows a forward pass (default: 8)')
-  parser.add_argument('--seed', type=int, default=0, help='(default: 0)')
+  parser.add_argument('--seed', type=cli.seed, default=0, help='(default: 0)')
   parser.add_argument('--dtype', choices=('float32', 'float16'), default='float32',
                       help='how the codebooks are stored (default: float32)')
   args = parser.parse_args(argv)
@@ -45,16 +45,9 @@ def _parse(argv):
   for name in other:
     if getattr(args, name) is not None:
       parser.error(f'--{name} does not apply to --quantizer={args.quantizer}')
-  if args.hop_seconds is not None and args.hop_seconds <= 0:
-    parser.error(f'--hop_seconds is {args.hop_seconds}, wanted more than 0')
+  if args.hop_seconds is not None and not 0.01 <= args.hop_seconds < 1000:
+    parser.error(f'--hop_seconds is {args.hop_seconds}, wanted 0.01 to 1000')
   return args
-
-
-def _positive(text: str) -> int:
-  value = int(text)
-  if value < 1:
-    raise ValueError(f'{value} is not positive')
-  return value
 
 
 def main():

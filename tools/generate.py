@@ -6,7 +6,7 @@ from musiclm_jax import cli
 
 _EXAMPLES = """
 tools/generate.py --prompt="A calm solo piano piece in a minor key" --output=piano.wav
-tools/generate.py --prompt="Fast rock with drums and distorted guitar" --output=rock.wav --seconds=20 --seed=7 --plot
+tools/generate.py --prompt="Fast rock with distorted guitar" --output=rock.wav --seconds=20 --plot
 tools/generate.py --prompt="Lo-fi hip hop beat" --output=beat.wav --num_samples=4 --model=models/my_set
 """
 
@@ -17,9 +17,9 @@ def _parse(argv):
   parser.add_argument('--output', required=True,
                       help='wav file to write; with --num_samples=N, N files OUTPUT-1.wav … OUTPUT-N.wav')
   parser.add_argument('--seconds', type=float, default=10.0, help='length of the music (default: 10)')
-  parser.add_argument('--seed', type=int, default=0,
+  parser.add_argument('--seed', type=cli.seed, default=0,
                       help='the same seed, prompt and model give the same file (default: 0)')
-  parser.add_argument('--num_samples', type=int, default=1,
+  parser.add_argument('--num_samples', type=cli.positive, default=1,
                       help='how many different pieces to make of the prompt (default: 1)')
   parser.add_argument('--model', default=None,
                       help='directory of exported models (default: the small one in the package)')

@@ -20,7 +20,7 @@ def main() -> None:
     '--hours', type=float, required=True, help='hours of music to make; 0 with --add_folder'
   )
   parser.add_argument('--output', required=True, metavar='DIR', help='new or empty folder')
-  parser.add_argument('--seed', type=int, default=0, help='default: %(default)s')
+  parser.add_argument('--seed', type=cli.seed, default=0, help='default: %(default)s')
   parser.add_argument(
     '--scores', metavar='DIR_OR_ZIP', help='MIDI scores to arrange for other players'
   )
@@ -50,8 +50,6 @@ def main() -> None:
   flags = parser.parse_args()
   from musiclm_jax.corpus import build
 
-  if flags.seed < 0:
-    parser.error(f'--seed={flags.seed} must not be negative')
   rows = build.build(
     output=flags.output,
     hours=flags.hours,

@@ -14,12 +14,13 @@ python tools/prepare_audio.py --input=~/Music --output=data/music --captions=cap
   parser.add_argument('--input', required=True, help='corpus directory, or folder of audio files')
   parser.add_argument('--output', required=True, help='directory of records; must not hold any yet')
   parser.add_argument('--captions', help='csv with columns path (below --input) and caption')
-  parser.add_argument('--clip_seconds', type=float, default=30, help='longest clip (default 30)')
+  parser.add_argument('--clip_seconds', type=cli.positive, default=30,
+                      help='longest clip, a whole number of seconds (default 30)')
   parser.add_argument('--test_fraction', type=float, default=0.05,
                       help="share of a folder's files held out (default 0.05)")
-  parser.add_argument('--num_shards', type=int, default=16,
+  parser.add_argument('--num_shards', type=cli.positive, default=16,
                       help='record files a split; at least as many as training hosts (default 16)')
-  parser.add_argument('--num_workers', type=int, default=2, help='threads (default 2)')
+  parser.add_argument('--num_workers', type=cli.positive, default=2, help='threads (default 2)')
   args = parser.parse_args()
 
   import os

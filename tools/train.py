@@ -11,7 +11,7 @@ python tools/train.py --gin_file=gin/runs/soundstream_tiny.gin \
 python tools/train.py --gin_file=gin/runs/semantic_tiny.gin --dry_run \
   --gin.WORKDIR=runs/semantic --gin.TOKENS_DIR=data/tokens
 python tools/train.py --gin_file=gin/runs/semantic_base.gin --gin_file=gin/topologies/v4_32.gin \
-  --gin.WORKDIR=gs://bucket/semantic --gin.TOKENS_DIR=gs://bucket/tokens --distributed
+  --gin.WORKDIR=gs://bucket/semantic --gin.TOKENS_DIR=/data/tokens --distributed
 """
 
 

@@ -3,12 +3,11 @@
 Names and texts in the csv come from outside: paths stay inside the folder, ids are made here.
 """
 
-import csv
 import os
 
 import numpy as np
 
-from musiclm_jax import audio, errors
+from musiclm_jax import audio, errors, text
 from musiclm_jax.corpus.render import CLIP_SECONDS
 
 _MIN_SECONDS = 5.0
@@ -19,20 +18,9 @@ def read_table(folder: str, table: str) -> list[tuple[str, str, list[str], list[
   """Returns [(path as given, checked absolute path, captions, aspects)], one per file."""
   if not os.path.isdir(folder):
     raise errors.UserError(f'--add_folder={folder!r} is not a folder')
-  try:
-    with open(table, newline='', encoding='utf-8-sig') as f:
-      reader = csv.DictReader(f)
-      rows = list(reader)
-      columns = reader.fieldnames or []
-  except (UnicodeDecodeError, csv.Error) as error:
-    raise errors.UserError(f'--captions={table!r} is not a UTF-8 csv file: {error}') from error
-  if 'path' not in columns or 'caption' not in columns:
-    raise errors.UserError(
-      f'--captions={table!r} has columns {columns}; wanted path,caption[,aspects]'
-    )
   found = {}
-  for number, row in enumerate(rows, start=2):
-    name, caption = (row['path'] or '').strip(), _clean(row['caption'])
+  for number, row in enumerate(text.read_table(table, ('path', 'caption')), start=2):
+    name, caption = row['path'].strip(), _clean(row['caption'])
     if not name or not caption:
       raise errors.UserError(f'{table!r} line {number}: path and caption must not be empty')
     path = _inside(folder, name, f'{table!r} line {number}')
@@ -51,12 +39,7 @@ def _clean(text: str | None) -> str:
 
 
 def _inside(folder: str, name: str, where: str) -> str:
-  root = os.path.realpath(folder)
-  if '\0' in name:
-    raise errors.UserError(f'{where}: path {name!r} holds a zero byte')
-  path = os.path.realpath(os.path.join(root, name))
-  if os.path.isabs(name) or os.path.commonpath([root, path]) != root:
-    raise errors.UserError(f'{where}: path {name!r} leads outside {folder!r}')
+  path = audio.path_inside(folder, name, where)
   if not os.path.isfile(path):
     raise errors.UserError(f'{where}: {name!r} is not a file in {folder!r}')
   return path

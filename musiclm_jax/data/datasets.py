@@ -77,7 +77,10 @@ class SeqioIterator:
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
-    return {name: value.numpy() for name, value in next(self._iterator).items()}
+    try:
+      return {name: value.numpy() for name, value in next(self._iterator).items()}
+    except tf.errors.OpError as error:  # a truncated shard, a record of other features
+      raise errors.UserError(f'the records cannot be read: {str(error).splitlines()[0]}') from error
 
   def save(self, path) -> None:
     """Writes PATH.index and PATH.data-*: the shuffle buffer and what is read ahead, 50 to 150 MB."""

@@ -112,8 +112,7 @@ def read_waveforms(directory, split: str) -> Iterator[dict]:
 
 def read_waveform_shard(path) -> Iterator[dict]:
   """Yields the records of one waveform shard as `read_waveforms` does."""
-  for serialised in tf.data.TFRecordDataset(os.fspath(path)).as_numpy_iterator():
-    feature = tf.train.Example.FromString(serialised).features.feature
+  for feature in _read_shard(path):
     yield {
         'id': feature['id'].bytes_list.value[0].decode(),
         'waveform': audio.from_pcm16(np.frombuffer(feature['pcm'].bytes_list.value[0], '<i2')),
@@ -122,13 +121,21 @@ def read_waveform_shard(path) -> Iterator[dict]:
     }
 
 
+def _read_shard(path) -> Iterator[Mapping]:
+  """Yields the features of each record of a shard; a damaged one is a UserError."""
+  try:
+    for serialised in tf.data.TFRecordDataset(os.fspath(path)).as_numpy_iterator():
+      yield tf.train.Example.FromString(serialised).features.feature
+  except tf.errors.OpError as error:
+    raise errors.UserError(f'{path} is damaged: {str(error).splitlines()[0]}') from error
+
+
 def read_tokens(directory, split: str) -> Iterator[dict]:
   """Yields {'id', 'mulan_tokens' int32[W, Q], 'mulan_embeddings' float16[W, 128],
   'semantic_tokens' int32[T_s], 'acoustic_tokens' int32[T_a, Q]} in file order."""
-  info = read_info(directory)
+  info = read_info(directory, 'tokens')
   for path in list_shards(directory, split):
-    for serialised in tf.data.TFRecordDataset(path).as_numpy_iterator():
-      feature = tf.train.Example.FromString(serialised).features.feature
+    for feature in _read_shard(path):
 
       def integers(name, levels, feature=feature):
         return np.array(feature[name].int64_list.value, np.int32).reshape(-1, levels)
@@ -151,15 +158,23 @@ def write_info(directory, info: Mapping) -> None:
         json.dumps({'format_version': FORMAT_VERSION, **info}, indent=2) + '\n')
 
 
-def read_info(directory) -> dict:
-  """Returns info.json of a complete record directory."""
+def read_info(directory, kind: str) -> dict:
+  """Returns info.json of a complete directory of `kind`, 'waveforms' or 'tokens'."""
   path = pathlib.Path(directory) / 'info.json'
   if not pathlib.Path(directory).is_dir():
     raise errors.UserError(f'{directory} does not exist, wanted a directory of records')
   if not path.exists():
     raise errors.UserError(f'{directory} has no info.json: not a directory of records, '
                            'or its writing was interrupted')
-  return json.loads(path.read_text())
+  try:
+    info = json.loads(path.read_bytes())
+    found, version = info['kind'], info['format_version']
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
+    raise errors.UserError(f'{path} does not describe records: {error!r}') from error
+  if (found, version) != (kind, FORMAT_VERSION):
+    raise errors.UserError(f'{directory} holds {found} records of format {version}, '
+                           f'wanted {kind} of format {FORMAT_VERSION}')
+  return info
 
 
 def _example(features: Mapping) -> bytes:

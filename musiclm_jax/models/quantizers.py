@@ -323,14 +323,3 @@ class KMeans(nn.Module):
 
   def __call__(self, features: jax.Array) -> jax.Array:
     return self.encode(features)
-
-
-def fit_kmeans(
-    rng: jax.Array, features: jax.Array, num_centroids: int, num_iterations: int = 20
-) -> dict:
-  """Returns the 'codebooks' collection of `KMeans` fitted to f32[N, D] features."""
-  features = features.astype(jnp.float32)
-  mean = jnp.mean(features, axis=0)
-  std = jnp.maximum(jnp.std(features, axis=0), 1e-5)
-  centroids = kmeans(rng, (features - mean) / std, num_centroids, num_iterations)
-  return {'mean': mean, 'std': std, 'centroids': centroids}

@@ -42,6 +42,9 @@ class LanguageModelObjective:
   def __post_init__(self):
     if self.softmax not in ('legal', 'full'):
       raise errors.UserError(f"softmax is {self.softmax!r}, wanted 'legal' or 'full'")
+    if self.seconds < 1 or self.seconds % 1:
+      raise errors.UserError(
+          f'seconds is {self.seconds}, wanted a whole number: crops start on whole seconds')
     vocab_size = self.stage_layout.vocab_size
     if self.config.vocab_size not in (0, vocab_size):
       raise errors.UserError(
@@ -60,7 +63,7 @@ class LanguageModelObjective:
   @property
   def export_extra(self) -> dict[str, Any]:
     """Returns what generation must know beside the config."""
-    return {'stage': self.stage, 'seconds': self.seconds}
+    return {'seconds': self.seconds}
 
   @property
   def export_text_files(self) -> dict[str, str]:

@@ -53,7 +53,7 @@ def test_paths_stay_in_the_folder(music, tmp_path, name):
 
 
 @pytest.mark.parametrize('text, match', [
-  ('file,caption\na,b\n', 'wanted path,caption'),
+  ('file,caption\na,b\n', "wanted also .'path'."),
   ('path,caption\nshort.flac,\n', 'line 2'),
   ('path,caption\n', 'no rows'),
 ])

@@ -31,7 +31,7 @@ def test_token_record_round_trip(tmp_path):
   arrays = _token_arrays()
   records.write_shard(tmp_path / records.shard_name('my-split', 0, 1),
                       [records.token_record('a', arrays)])
-  records.write_info(tmp_path, {'mulan_levels': 2, 'acoustic_levels': 3})
+  records.write_info(tmp_path, {'kind': 'tokens', 'mulan_levels': 2, 'acoustic_levels': 3})
   assert records.splits(tmp_path) == ['my-split']
   (record,) = records.read_tokens(tmp_path, 'my-split')
   assert record.pop('id') == 'a'
@@ -55,11 +55,30 @@ def test_a_shard_that_fails_half_way_does_not_appear(tmp_path):
 
 def test_incomplete_directories_are_named(tmp_path):
   with pytest.raises(errors.UserError, match='does not exist'):
-    records.read_info(tmp_path / 'none')
+    records.read_info(tmp_path / 'none', 'tokens')
   with pytest.raises(errors.UserError, match='has no info.json'):
-    records.read_info(tmp_path)
+    records.read_info(tmp_path, 'tokens')
   records.write_shard(tmp_path / records.shard_name('train', 0, 2), [])
   with pytest.raises(errors.UserError, match='holds 1 of 2 train shards'):
     records.list_shards(tmp_path, 'train')
   with pytest.raises(errors.UserError, match=r"no test-.* its splits are \['train'\]"):
     records.list_shards(tmp_path, 'test')
+
+
+def test_records_of_another_kind_and_broken_ones_are_named(tmp_path):
+  records.write_info(tmp_path, {'kind': 'tokens'})
+  assert records.read_info(tmp_path, 'tokens')['kind'] == 'tokens'
+  with pytest.raises(errors.UserError, match='holds tokens records of format 1, wanted waveforms'):
+    records.read_info(tmp_path, 'waveforms')
+  for text in ('{', '[]', '{"kind": "tokens"}', '\udcff'):
+    (tmp_path / 'info.json').write_text(text, errors='surrogateescape')
+    with pytest.raises(errors.UserError, match='info.json does not describe records'):
+      records.read_info(tmp_path, 'tokens')
+
+
+def test_a_truncated_shard_is_named(tmp_path):
+  path = tmp_path / records.shard_name('train', 0, 1)
+  records.write_shard(path, [records.waveform_record('a', np.zeros(1000))])
+  path.write_bytes(path.read_bytes()[:-500])
+  with pytest.raises(errors.UserError, match='tfrecord is damaged'):
+    list(records.read_waveform_shard(path))

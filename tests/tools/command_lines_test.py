@@ -101,12 +101,19 @@ def test_bad_input_is_one_line_and_a_failure(folder, tool, flags, wanted):
 
 FIT = ['--model=none', '--waveforms=none', '--output=none']
 BAD_FLAGS = [
-    ('make_corpus.py', ['--hours=1', '--output=none', '--seed=-1'], '--seed=-1 must not be negative'),
+    ('make_corpus.py', ['--hours=1', '--output=none', '--seed=-1'], "--seed: invalid seed value: '-1'"),
     ('fit_quantizers.py', ['--quantizer=semantic', '--num_levels=3', *FIT],
      '--num_levels does not apply'),
     ('fit_quantizers.py', ['--quantizer=mulan', '--layer=3', *FIT], '--layer does not apply'),
     ('fit_quantizers.py', ['--quantizer=mulan', '--num_codes=0', *FIT], '--num_codes'),
     ('fit_quantizers.py', ['--quantizer=other', *FIT], "invalid choice: 'other'"),
+    ('fit_quantizers.py', ['--quantizer=mulan', '--hop_seconds=nan', *FIT], '--hop_seconds'),
+    ('extract_tokens.py', ['--waveforms=none', '--models=none', '--output=none', '--batch_size=0'],
+     '--batch_size'),
+    ('prepare_audio.py', ['--input=none', '--output=none', '--clip_seconds=nan'], '--clip_seconds'),
+    ('generate.py', ['--prompt=a', '--output=a.wav', f'--seed={2**63}'], '--seed'),
+    ('generate.py', ['--prompt=a', '--output=a.wav', '--num_samples=0'], '--num_samples'),
+    ('benchmark_generation.py', ['--repeats=0'], '--repeats'),
 ]  # fmt: skip
 
 

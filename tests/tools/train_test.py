@@ -63,7 +63,7 @@ language_model.LanguageModelObjective:
   config = @transformer.DecoderConfig()
   layout = @m.layout()
   stage = 'semantic'
-  seconds = 0.4
+  seconds = 1.0
 transformer.DecoderConfig:
   num_layers = 1
   emb_dim = 16
@@ -119,7 +119,7 @@ def test_train_then_export_then_load_and_start_from_it(folder):
   assert done.stderr.startswith('exported step 3') and done.stderr.count('\n') == 1, done.stderr
   model = checkpoints.load_model(output)
   assert done.stdout.strip() == f'{output}: step 3, sha256 {model.fingerprint}'
-  assert (model.name, model.extra['step'], model.extra['stage']) == ('semantic', 3, 'semantic')
+  assert (model.name, model.extra) == ('semantic', {'step': 3, 'seconds': 1.0})
   assert model.config.num_layers == 1
   step, variables = checkpoints.read_variables(workdir)
   assert step == 3
