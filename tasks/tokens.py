@@ -20,6 +20,8 @@ def tokens(directory: sources.Directories, layout: token_layout.TokenLayout, sta
   `layout` must have the streams the records were written with (layout.json); which levels are
   coarse is the reader's choice. All directories must come from the same tokenizers.
   """
+  if seconds < 1 or seconds % 1:
+    raise errors.UserError(f'a crop of {seconds} s, wanted whole seconds: where streams stay aligned')
   directories = sources.as_list(directory)
   source = sources.records_source(directories, 'tokens', records.TOKEN_FEATURES)
   saved = [token_layout.read_layout(path) for path in directories]

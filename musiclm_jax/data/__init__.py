@@ -9,7 +9,7 @@ import os
 
 
 def _import_quietly() -> None:
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   stderr, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
   try:
     os.dup2(nothing, 2)

@@ -104,7 +104,7 @@ def crop_tokens(layout: token_layout.TokenLayout, stage: token_layout.StageLayou
   when none is inside (a 3 s crop has the M of the 10 s around it).
   """
   clock = layout.semantic
-  seconds = int(np.ceil(stage.seconds))
+  seconds = int(stage.seconds)
 
   @seqio.map_over_dataset(num_seeds=1)
   def crop(example, seed):

@@ -42,9 +42,6 @@ class LanguageModelObjective:
   def __post_init__(self):
     if self.softmax not in ('legal', 'full'):
       raise errors.UserError(f"softmax is {self.softmax!r}, wanted 'legal' or 'full'")
-    if self.seconds < 1 or self.seconds % 1:
-      raise errors.UserError(
-          f'seconds is {self.seconds}, wanted a whole number: crops start on whole seconds')
     vocab_size = self.stage_layout.vocab_size
     if self.config.vocab_size not in (0, vocab_size):
       raise errors.UserError(

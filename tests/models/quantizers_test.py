@@ -202,7 +202,7 @@ def test_fitted_residual_codebooks_shrink_the_error():
 
 def test_kmeans_module_normalises():
   features = _x(batch=4, frames=50, dim=2) * np.array([1.0, 100.0]) + np.array([0.0, 5.0])
-  points = features.reshape(-1, 2)
+  points = jnp.asarray(features.reshape(-1, 2))
   mean, std = points.mean(0), points.std(0)
   centroids = quantizers.kmeans(jax.random.key(0), (points - mean) / std, 8)
   variables = {'codebooks': {'mean': mean, 'std': std, 'centroids': centroids}}
