@@ -14,6 +14,8 @@ import math
 import os
 import pathlib
 import re
+import shutil
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -244,7 +246,7 @@ class _Writer:
   def _failed(self, path: str, reason: str) -> None:
     with self._lock:
       self.summary.failed[path] = reason
-      self._bar.write(f'left out: {reason}')
+      self._bar.write(f'left out: {reason}', file=sys.stderr)
       self._bar.update()
 
   def _done(self, split: str, lengths: np.ndarray) -> None:
@@ -260,7 +262,8 @@ class _Writer:
     self._bar.close()
     summary = self.summary
     if not summary.clips:
-      path, reason = next(iter(sorted(summary.failed.items())))
+      shutil.rmtree(self.output_dir)  # empty shards only, and the directory was empty before
+      reason = summary.failed[min(summary.failed)]
       raise errors.UserError(f'none of {self.num_sources} files could be read; the first: {reason}')
     records.write_info(self.output_dir, {
         'kind': 'waveforms', 'sample_rate': audio.SAMPLE_RATE, 'clips': summary.clips,

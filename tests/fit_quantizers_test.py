@@ -57,7 +57,7 @@ def _waveforms(tmp_path_factory):
   for split, count in (('train', 4), ('test', 2)):
     serialised = [records.waveform_record(f'{split}{i}', clip()) for i in range(count)]
     records.write_shard(directory / records.shard_name(split, 0, 1), serialised)
-  records.write_info(directory, {})
+  records.write_info(directory, {'kind': 'waveforms'})
   return str(directory)
 
 

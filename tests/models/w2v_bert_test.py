@@ -27,7 +27,11 @@ def _waveform():
 
 @pytest.fixture(name='variables', scope='module')
 def _variables(waveform):
-  return nn.unbox(jax.jit(w2v_bert.W2vBert(TINY).init)(RNGS, waveform))
+  """Returns variables as after some training: no kernel is zero, as the Conformers' last ones start."""
+  variables = nn.unbox(jax.jit(w2v_bert.W2vBert(TINY).init)(RNGS, waveform))
+  leaves, tree = jax.tree.flatten(variables)
+  rng = np.random.default_rng(0)
+  return jax.tree.unflatten(tree, [x + 0.1 * rng.standard_normal(x.shape, np.float32) for x in leaves])
 
 
 @pytest.mark.parametrize('samples, frames', [
@@ -118,7 +122,8 @@ def test_quantizer_is_one_code_forward_and_a_mixture_backward():
   module = w2v_bert.GumbelQuantizer(TINY)
   x = jax.random.normal(jax.random.key(0), (1, 6, 16))
   variables = nn.unbox(module.init(RNGS, x, 1.0, True))
-  quantized, probs, codes = module.apply(variables, x, 1.0, True)
+  quantized, chosen, probs, codes = module.apply(variables, x, 1.0, True)
+  np.testing.assert_array_equal(chosen, codes)  # without noise
   book = variables['params']['codebook']  # [G, V, code_dim / G]
   wanted = jnp.concatenate([book[g][codes[..., g]] for g in range(2)], -1)
   np.testing.assert_allclose(quantized, wanted, atol=1e-5)
@@ -152,7 +157,9 @@ def test_noise_follows_the_temperature_free_distribution():
   x = jnp.broadcast_to(jax.random.normal(jax.random.key(3), (16,)), (1, 20_000, 16))
   variables = nn.unbox(module.init(RNGS, x[:, :1], 1.0, True))
   variables['params']['codebook'] = jnp.eye(8)[None]
-  drawn, probs, _ = module.apply(variables, x, 2.0, False, rngs={'quantizer': jax.random.key(0)})
+  drawn, chosen, probs, _ = module.apply(
+      variables, x, 2.0, False, rngs={'quantizer': jax.random.key(0)})
+  np.testing.assert_array_equal(chosen[..., 0], drawn.argmax(-1))
   np.testing.assert_allclose(drawn.mean((0, 1)), probs[0, 0, 0], atol=0.02)
 
 

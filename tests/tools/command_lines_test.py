@@ -36,7 +36,7 @@ def test_help_answers_within_a_second_and_shows_examples(tool):
   done = run(tool, '--help')
   assert _children_seconds() - before < 1
   assert done.returncode == 0
-  assert re.search(rf'examples:\n  (python )?tools/{re.escape(tool)} ', done.stdout)
+  assert re.search(rf'examples:\n  (python )?tools/{re.escape(tool)}\s', done.stdout)
 
 
 @pytest.mark.parametrize('tool', TOOLS)
@@ -58,14 +58,13 @@ BAD_INPUT = [
     ('generate.py', ['--prompt=piano', WAV, '--model={folder}/other_layout'],
      'codebook_size is 512 in {folder}/other_layout/semantic, 32 in {folder}/other_layout/coarse'),
     ('prepare_audio.py', ['--input={folder}/none', OUT], 'none is not a directory'),
-    ('prepare_audio.py', ['--input={folder}/noise', OUT], 'noise'),
     ('extract_tokens.py', ['--waveforms={folder}/none', '--models={folder}', OUT],
      'none does not exist'),
     ('fit_quantizers.py', ['--quantizer=mulan', '--model={folder}/none', '--waveforms=x', OUT],
      'none does not exist'),
     ('train_vocabulary.py', ['--captions={folder}/none.jsonl', OUT], 'none.jsonl'),
     ('make_corpus.py', ['--hours=1', '--output={folder}'], 'is not an empty folder'),
-    ('train.py', ['--gin_file=gin/runs/semantc_tiny.gin'], 'there is gin/runs/semantic_tiny.gin'),
+    ('train.py', ['--gin_file=gin/runs/semantc_tiny.gin'], 'does not exist; there is gin/runs/'),
     ('train.py', ['--gin_file=gin/runs/semantic_tiny.gin', '--gin.BATCHSIZE=2'],
      "unknown macro 'BATCHSIZE': did you mean BATCH_SIZE?"),
     ('export.py', ['--workdir={folder}/none', OUT], 'none is not the WORKDIR of a training run'),
@@ -97,6 +96,14 @@ def test_bad_input_is_one_line_and_a_failure(folder, tool, flags, wanted):
   assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1, done.stderr
   assert wanted.format(folder=folder) in done.stderr
   assert not (folder / 'out').exists() and not (folder / 'a.wav').exists()
+
+
+def test_unreadable_audio_is_named_and_leaves_nothing_behind(folder):
+  done = run('prepare_audio.py', f'--input={folder}/noise', f'--output={folder}/records')
+  assert done.returncode == 1 and not done.stdout
+  assert f'left out: {folder}/noise/a.wav is not audio that can be read' in done.stderr
+  assert done.stderr.splitlines()[-1].startswith('error: none of 1 files could be read; the first: ')
+  assert 'Traceback' not in done.stderr and not (folder / 'records').exists()
 
 
 FIT = ['--model=none', '--waveforms=none', '--output=none']
