@@ -31,7 +31,6 @@ class SeqioDataset:
   def iterator(self, batch_size: int, seed: int = 0, shard_index: int = 0,
                num_shards: int = 1) -> 'SeqioIterator':
     """Returns batches of `batch_size` examples, this shard's part of the records only."""
-    _hide_accelerators()
     if self.split not in self.task.splits:
       raise errors.UserError(f'task {self.task.name} has no split {self.split!r}, '
                              f'only {sorted(self.task.splits)}')
@@ -95,11 +94,3 @@ class SeqioIterator:
     except (tf.errors.OpError, AssertionError, ValueError) as error:
       reason = str(error).splitlines()[0]
       raise errors.UserError(f'{path} holds no position of this dataset: {reason}') from error
-
-
-def _hide_accelerators() -> None:
-  """Leaves the accelerators to JAX: TensorFlow would otherwise take all their memory."""
-  try:
-    tf.config.set_visible_devices([], 'GPU')
-  except RuntimeError:  # TensorFlow is already in use by the caller, who has decided
-    pass
