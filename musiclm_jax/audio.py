@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -26,40 +27,88 @@ def read(source, rate: int = SAMPLE_RATE) -> np.ndarray:
   libsndfile decodes wav, flac, ogg, opus and mp3; the ffmpeg program, where there is one,
   decodes the rest.
   """
+  found = list(blocks(source, rate))
+  return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+def blocks(source, rate: int = SAMPLE_RATE, seconds: float = 60.0) -> Iterator[np.ndarray]:
+  """Yields what `read` returns in pieces of about `seconds`, so that memory stays constant."""
   import soundfile
   name = _name(source)
   if isinstance(source, str | os.PathLike):
     _check_readable(source)
+  count = 0
   try:
-    samples, source_rate = soundfile.read(source, dtype='float32', always_2d=True)
+    with soundfile.SoundFile(source) as file:
+      for block in _resampled(file, rate, seconds):
+        yield _check_waveform(block, name)
+        count += len(block)
   except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
-    if not isinstance(source, str | os.PathLike):
+    if count or not isinstance(source, str | os.PathLike):
       raise errors.UserError(f'{name} is not audio that can be read: {error}') from error
-    waveform = _read_with_ffmpeg(source, rate, reason=str(error))
-  else:
-    waveform = resample(samples.mean(axis=1), source_rate, rate) if samples.size else samples[:, 0]
-  return _check_waveform(waveform, name)
+    for block in _ffmpeg_blocks(source, rate, seconds, reason=str(error)):
+      yield _check_waveform(block, name)
+      count += len(block)
+  if not count:
+    raise errors.UserError(f'{name} holds no samples')
 
 
-def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
-  """Returns float32[S * to_rate / from_rate] (soxr, high quality)."""
-  if from_rate == to_rate:
-    return np.asarray(waveform, np.float32)
+def _resampled(file, rate: int, seconds: float) -> Iterator[np.ndarray]:
+  """Yields float32[S], mono at `rate`, of an open soundfile; the pieces join without seams."""
   import soxr
-  return soxr.resample(waveform, from_rate, to_rate).astype(np.float32)
+  mono = _mono(file, max(1, min(round(seconds * file.samplerate), file.frames)))
+  if file.samplerate == rate:
+    yield from mono
+    return
+  stream = soxr.ResampleStream(file.samplerate, rate, 1, dtype='float32')
+  yield from (piece for block in mono if len(piece := stream.resample_chunk(block)))
+  rest = stream.resample_chunk(np.zeros(0, np.float32), last=True)
+  if len(rest):
+    yield rest
+
+
+def _mono(file, size: int) -> Iterator[np.ndarray]:
+  """Yields float32[<= size] of an open soundfile, as far as it can be decoded.
+
+  Not with its own `blocks`, which yield stale memory where a file breaks off.  Nor does it seek to
+  where it is after each read: decoders of mp3 and ogg do not go on as if nothing had been.
+  """
+  file.seekable = lambda: False
+  more = True
+  while more:
+    block = file.read(size, dtype='float32', always_2d=True)
+    more = len(block) == size
+    if len(block):
+      yield block.mean(axis=1)
 
 
 def write(path, waveform: np.ndarray, rate: int = SAMPLE_RATE, overwrite: bool = False) -> None:
   """Writes float[S] or float[S, C] as 16-bit wav or flac; the file appears whole or not at all."""
+  waveform = np.asarray(waveform, np.float32)
+  write_blocks(path, [waveform], rate, overwrite)
+
+
+def write_blocks(path, waveforms: Iterable[np.ndarray], rate: int = SAMPLE_RATE,
+                 overwrite: bool = False) -> None:
+  """Writes float[S] or float[S, C] pieces one after the other, as `write` does."""
   import soundfile
   path = pathlib.Path(path)
   check_writable(path, overwrite)
-  waveform = np.asarray(waveform, np.float32)
-  if not np.isfinite(waveform).all():
-    raise errors.UserError(f'{path}: the waveform to write holds NaN or infinite samples')
   with atomic_path(path, overwrite) as temporary:
-    soundfile.write(temporary, to_pcm16(waveform), rate, subtype='PCM_16',
-                    format=_WRITABLE[path.suffix.lower()])
+    file = None
+    try:
+      for waveform in waveforms:
+        if not np.isfinite(waveform).all():
+          raise errors.UserError(f'{path}: the waveform to write holds NaN or infinite samples')
+        file = file or soundfile.SoundFile(
+            temporary, 'w', rate, 1 if waveform.ndim == 1 else waveform.shape[1],
+            subtype='PCM_16', format=_WRITABLE[path.suffix.lower()])
+        file.write(to_pcm16(waveform))
+      if not file:
+        raise errors.UserError(f'{path}: there are no samples to write')
+    finally:
+      if file:
+        file.close()
 
 
 def check_writable(path, overwrite: bool = False) -> None:
@@ -132,16 +181,22 @@ def from_pcm16(samples: np.ndarray) -> np.ndarray:
   return samples.astype(np.float32) / 32768
 
 
-def _read_with_ffmpeg(path, rate: int, reason: str) -> np.ndarray:
+def _ffmpeg_blocks(path, rate: int, seconds: float, reason: str) -> Iterator[np.ndarray]:
   if not shutil.which('ffmpeg'):
     raise errors.UserError(f'{path} is not audio that can be read: {_first_line(reason)}')
   command = ['ffmpeg', '-v', 'error', '-nostdin', '-protocol_whitelist', 'file', '-i',
              os.fspath(path), '-f', 'f32le', '-ac', '1', '-ar', str(rate), '-']
-  result = subprocess.run(command, capture_output=True, check=False)
-  if result.returncode:
-    why = _first_line(result.stderr.decode(errors='replace')) or reason
-    raise errors.UserError(f'{path} is not audio that can be read: {why}')
-  return np.frombuffer(result.stdout, '<f4').copy()
+  with tempfile.TemporaryFile() as complaints, subprocess.Popen(
+      command, stdout=subprocess.PIPE, stderr=complaints) as process:
+    try:
+      while content := process.stdout.read(4 * max(1, round(seconds * rate))):
+        yield np.frombuffer(content, '<f4').copy()
+    finally:
+      process.stdout.close()  # a reader who stops early ends ffmpeg, too
+    if process.wait():
+      complaints.seek(0)
+      why = _first_line(complaints.read().decode(errors='replace')) or reason
+      raise errors.UserError(f'{path} is not audio that can be read: {why}')
 
 
 def _check_readable(path) -> None:
@@ -154,8 +209,6 @@ def _check_readable(path) -> None:
 
 
 def _check_waveform(waveform: np.ndarray, name: str) -> np.ndarray:
-  if not waveform.size:
-    raise errors.UserError(f'{name} holds no samples')
   if not np.isfinite(waveform).all():
     bad = int((~np.isfinite(waveform)).sum())
     raise errors.UserError(f'{name} holds {bad} NaN or infinite samples of {waveform.size}')

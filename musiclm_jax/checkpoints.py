@@ -145,6 +145,27 @@ def load_model(directory: str, wanted: str | None = None) -> ExportedModel:
   )
 
 
+def token_fingerprint(model: ExportedModel, num_levels: int | None = None) -> str:
+  """Returns which tokens a model makes: for most, `fingerprint`.
+
+  For a codec it is the sha256 of its encoder and of its first `num_levels` codebooks (default: all).
+  Another decoder, or levels that are added, leave the tokens as they are, and so the models that
+  were trained on them.
+  """
+  if model.name != 'soundstream':
+    return model.fingerprint
+  arrays = flax.traverse_util.flatten_dict(model.variables, sep='/')
+  parts = {name: array for name, array in arrays.items() if name.startswith('params/encoder/')}
+  if model.config.denoising == 'encoder':
+    parts |= {name: array for name, array in arrays.items() if name.startswith('params/film/')}
+  parts['embeddings'] = arrays['codebooks/quantizer/embeddings'][:num_levels]
+  digest = hashlib.sha256()
+  for name, array in sorted(parts.items()):
+    digest.update(f'{name} {array.shape}'.encode())
+    digest.update(np.asarray(array, '<f4').tobytes())
+  return digest.hexdigest()
+
+
 def _to_storage(array: np.ndarray, dtype: str) -> np.ndarray:
   array = np.array(array, order='C')
   if not jnp.issubdtype(array.dtype, jnp.floating):

@@ -36,11 +36,13 @@ class Tokenizer:
   """
 
   def __init__(self, models: Mapping[str, checkpoints.ExportedModel], *, clip_seconds: int = 30,
-               batch_size: int = 4, semantic_window_seconds: int = 10):
+               batch_size: int = 4, semantic_window_seconds: int = 10,
+               acoustic_levels: int | None = None):
     self.models, self.batch_size = models, batch_size
     self.clip_seconds = clip_seconds
     self.semantic_window_seconds = semantic_window_seconds
     _check_fit(models)
+    self._acoustic_levels = _levels(models['soundstream'], acoustic_levels)
     self._acoustic_rate = models['soundstream'].config.frame_rate
     self._semantic_rate = models['w2v_bert'].config.frame_rate
 
@@ -64,9 +66,10 @@ class Tokenizer:
             semantic=token_layout.TokenStream(
                 'semantic', 1, semantic.num_centroids, self._semantic_rate),
             acoustic=token_layout.TokenStream(
-                'acoustic', codec.num_quantizers, codec.codebook_size, self._acoustic_rate),
+                'acoustic', self._acoustic_levels, codec.codebook_size, self._acoustic_rate),
             coarse_levels=coarse_levels, fine_uses_mulan=fine_uses_mulan),
-        {name: self.models[name].fingerprint for name in token_layout.TOKENIZERS})
+        {name: checkpoints.token_fingerprint(self.models[name], self._acoustic_levels)
+         for name in token_layout.TOKENIZERS})
 
   def mulan_codebooks(self) -> np.ndarray:
     """Returns float32[Q, K, D] of the MuLan quantizer."""
@@ -91,7 +94,8 @@ class Tokenizer:
 
   def _acoustic_tokens(self, waveforms, lengths) -> list[np.ndarray]:
     padded = (_fitted(waveform, self.clip_seconds) for waveform in waveforms)
-    codes = self._run('soundstream', 'encode', padded, len(waveforms), self.batch_size)
+    codes = self._run('soundstream', 'encode', padded, len(waveforms), self.batch_size,
+                      num_quantizers=self._acoustic_levels)
     return [code[:seconds * self._acoustic_rate]
             for code, seconds in zip(codes, lengths, strict=True)]
 
@@ -128,13 +132,13 @@ class Tokenizer:
             for e, t in zip(np.split(embeddings, cuts), np.split(tokens, cuts), strict=True)]
 
   def _run(self, name: str, method: str, rows: Iterable[np.ndarray], count: int,
-           batch_size: int) -> np.ndarray:
+           batch_size: int, **options) -> np.ndarray:
     """Returns a model's outputs for `count` rows, in batches of one size, the last one padded."""
     rows, outputs = iter(rows), []
     for start in range(0, count, batch_size):
       batch = np.stack([next(rows) for _ in range(min(batch_size, count - start))])
       padding = [(0, batch_size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
-      batch_outputs = self.models[name].apply(method, np.pad(batch, padding))
+      batch_outputs = self.models[name].apply(method, np.pad(batch, padding), **options)
       outputs.append(np.asarray(batch_outputs)[:len(batch)])
     return np.concatenate(outputs)
 
@@ -162,6 +166,7 @@ def extract_tokens(
     splits: Sequence[str] | None = None,
     batch_size: int = 4,
     semantic_window_seconds: int = 10,
+    acoustic_levels: int | None = None,
     coarse_levels: int = 4,
     fine_uses_mulan: bool = False,
     progress: bool = True,
@@ -177,6 +182,7 @@ def extract_tokens(
     splits: which splits; all of them by default.
     batch_size: clips that pass through the codec at a time; memory grows with it.
     semantic_window_seconds: what w2v-BERT hears at a time.
+    acoustic_levels: levels of the codec, its first ones; all by default.
     coarse_levels: levels of the codec modelled by the coarse stage, written to layout.json.
     fine_uses_mulan: whether the fine stage sees M, written to layout.json.
     progress: show a bar.
@@ -187,7 +193,7 @@ def extract_tokens(
   shards = [(split, path) for split in splits for path in records.list_shards(waveforms_dir, split)]
   tokenizer = Tokenizer.load(
       models_dir, clip_seconds=max(1, int(info['longest_seconds'])), batch_size=batch_size,
-      semantic_window_seconds=semantic_window_seconds)
+      semantic_window_seconds=semantic_window_seconds, acoustic_levels=acoustic_levels)
   output = pathlib.Path(output_dir)
   saved = tokenizer.layout(coarse_levels, fine_uses_mulan)
   _open_output(output, saved, tokenizer, models_dir)
@@ -295,6 +301,14 @@ def _check_fit(models: Mapping[str, checkpoints.ExportedModel]) -> None:
     if int(config[name].frame_rate) != config[name].frame_rate:
       raise errors.UserError(f'{name} has {config[name].frame_rate} frames a second, wanted a whole '
                              'number: crops start on whole seconds')
+
+
+def _levels(codec: checkpoints.ExportedModel, wanted: int | None) -> int:
+  """Returns how many levels of a codec are extracted; None asks for all."""
+  most = codec.config.num_quantizers
+  if wanted is not None and not 1 <= wanted <= most:
+    raise errors.UserError(f'acoustic_levels is {wanted}, {codec.directory} has {most}')
+  return wanted or most
 
 
 def _fitted(waveform: np.ndarray, seconds: int) -> np.ndarray:

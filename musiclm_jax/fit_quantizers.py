@@ -1,7 +1,8 @@
-"""L4. Fits the two tokenizers that are not trained by gradient, on features of trained models.
+"""L4. Fits quantizers that are not trained by gradient, on features of trained models.
 
   semantic_quantizer: w2v-BERT features -> per-dimension normalisation -> k-means
   mulan_quantizer: MuLan embeddings of 10 s windows -> k-means on the residuals, level by level
+  soundstream: further levels of a codec, likewise, on what its own levels leave over
 
 Axes: N points, D dim, B windows, S samples, K codes, Q levels.
 """
@@ -156,6 +157,46 @@ def fit_mulan_quantizer(
       extra={'fitted_to': exported.fingerprint, 'window_seconds': window_seconds,
              'hop_seconds': hop_seconds, 'windows': train.count,
              'report': dataclasses.asdict(report)}, dtype=dtype)
+  _log_report(report)
+  return report
+
+
+def fit_codec_levels(
+    model: str, waveforms: str, output: str, *, num_quantizers: int, num_iterations: int = 20,
+    max_points: int = 200_000, max_clips: int | None = None, batch_size: int = 8, seed: int = 0,
+    dtype: str = 'float32',
+) -> FitReport:
+  """Writes the exported soundstream `model` with more levels to `output`; returns their report.
+
+  Arguments as for `fit_semantic_quantizer`.  The levels there are stay, and so do their tokens; the
+  decoder has not heard the new ones yet: train it on (gin/runs/soundstream_tiny_adversarial.gin).
+  """
+  codec = checkpoints.load_model(model, 'soundstream')
+  known = codec.variables['codebooks']['quantizer']
+  more = num_quantizers - codec.config.num_quantizers
+  if more < 1:
+    raise errors.UserError(f'{model} has {codec.config.num_quantizers} levels, wanted more than'
+                           f' that, not {num_quantizers}')
+  levels = jnp.arange(codec.config.num_quantizers)
+
+  def left_over(waveform: np.ndarray) -> np.ndarray:
+    heard = known['embeddings'][levels, codec.apply('encode', waveform)].sum(axis=-2)
+    left = codec.apply('embed', waveform) - heard
+    return np.asarray(left).reshape(-1, codec.config.dim)
+
+  train, held_out = _collect(
+      waveforms, lambda clip: _whole_seconds(clip, codec.config.hop_length), left_over, batch_size,
+      max_points, max_clips, seed)
+  _check_enough(train, codec.config.codebook_size, 'frames', waveforms)
+  codebooks = jax.jit(quantizers.fit_residual_codebooks, static_argnums=(2, 3, 4))(
+      jax.random.key(seed), train.points(), more, codec.config.codebook_size, num_iterations)
+  report = _report((held_out or train).points(), np.asarray(codebooks), bool(held_out))
+  new = quantizers.codebook_variables(codebooks)
+  joined = {name: jnp.concatenate([known[name], new[name]]) for name in ('embeddings', 'counts')}
+  checkpoints.export_model(
+      output, 'soundstream', dataclasses.replace(codec.config, num_quantizers=num_quantizers),
+      codec.variables | {'codebooks': {'quantizer': known | joined}},
+      extra=codec.extra | {'levels_added': more, 'report': dataclasses.asdict(report)}, dtype=dtype)
   _log_report(report)
   return report
 

@@ -170,7 +170,10 @@ def load(directory: str | os.PathLike | None = None) -> MusicLM:
   models = {name: checkpoints.load_model(directory / name, name) for name in MODELS}
   layouts = {name: token_layout.read_layout(directory / name) for name in token_layout.STAGES}
   saved = layouts['semantic']
-  beside = {name: models[name].fingerprint for name in token_layout.TOKENIZERS if name in models}
+  beside = {
+      name: checkpoints.token_fingerprint(models[name], saved.layout.acoustic.num_levels)
+      for name in token_layout.TOKENIZERS if name in models
+  }
   here = token_layout.SavedLayout(saved.layout, {**saved.tokenizers, **beside})
   token_layout.check_same(saved, here, str(directory / 'semantic'), 'the tokenizers beside it')
   for name, layout in layouts.items():

@@ -95,20 +95,34 @@ def adafactor(
   )
 
 
-def by_subtree(subtrees: Mapping[str, Optimizer]) -> Optimizer:
-  """Returns one optimizer per top-level key of params, as {'generator': a, 'discriminator': b}.
+def frozen() -> Optimizer:
+  """Returns an optimizer that moves nothing, weight decay included."""
+  nothing = optax.set_to_zero()
+  return Optimizer(nothing.init, nothing.update, constant(0.0))
 
-  The learning rate it tells is the first one's.
+
+def by_subtree(subtrees: Mapping[str, Optimizer]) -> Optimizer:
+  """Returns one optimizer per subtree of params, named by its path ('': all); the longest wins.
+
+    {'discriminators': a, 'generator': b, 'generator/encoder': frozen()}
+
+  Each clips the gradients of its own subtrees.  The learning rate it tells is the first one's.
   """
   subtrees = dict(subtrees)
 
+  def owner(path, _):
+    keys = [str(getattr(key, 'key', key)) for key in path]
+    found = [name for name in subtrees if not name or name.split('/') == keys[: name.count('/') + 1]]
+    return max(found, key=len, default='/'.join(keys))
+
   def labels(params):
-    unknown = sorted(set(params) ^ set(subtrees))
-    if unknown:
+    tree = jax.tree_util.tree_map_with_path(owner, params)
+    used = set(jax.tree.leaves(tree))
+    if used != set(subtrees):
       raise errors.UserError(
-          f'optimizers for {sorted(subtrees)} do not match the parameters {sorted(params)}'
-      )
-    return {key: jax.tree.map(lambda _, key=key: key, value) for key, value in params.items()}
+          f'optimizers for {sorted(subtrees)} do not match the parameters {sorted(params)}:'
+          f' {min(used ^ set(subtrees))} is on one side only')
+    return tree
 
   parts = {key: optax.GradientTransformation(o.init, o.update) for key, o in subtrees.items()}
   joined = optax.partition(parts, labels)

@@ -74,16 +74,20 @@ def export(
         f'{workdir} is not the WORKDIR of a training run: it has no {MODEL_FILE}')
   model = _read(path)
   config_class, _ = registry.classes(model['model'])
+  config = registry.config_from_json(config_class, model['config'], f'{path}: config')
   step, variables = checkpoints.read_variables(workdir, step)
   if subtree := model['export_subtree']:
     if subtree not in variables['params']:
       raise errors.UserError(f'{path}: export_subtree {subtree!r} is not among '
                              f'{sorted(variables["params"])}')
     variables['params'] = variables['params'][subtree]
+  # What the objective keeps for itself, as a gradient balancer's norms, is no part of the model.
+  collections = registry.variable_shapes(model['model'], config)
+  variables = {name: tree for name, tree in variables.items() if name in collections}
   fingerprint = checkpoints.export_model(
       output,
       model['model'],
-      registry.config_from_json(config_class, model['config'], f'{path}: config'),
+      config,
       variables,
       extra=dict(model['extra'], step=step),
       text_files=model['text_files'],

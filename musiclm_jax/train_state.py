@@ -79,11 +79,12 @@ def with_variables(
 ) -> TrainState:
   """Returns `state` with a model's variables, {'params': ..., **model_state}, in place of its own.
 
-  With `subtree`, the model is that top-level key of the parameters and the others stay.  The
-  optimizer starts anew.  `where` names the model in the error raised when it does not fit.
+  With `subtree`, the model is that top-level key of the parameters and the others stay; so does a
+  collection that the model has not, which is the objective's own.  The optimizer starts anew.
+  `where` names the model in the error raised when it does not fit.
   """
   params = variables['params']
-  model_state = {name: tree for name, tree in variables.items() if name != 'params'}
+  model_state = state.model_state | {k: tree for k, tree in variables.items() if k != 'params'}
   old = (state.params, state.model_state)
   new = (state.params | {subtree: params} if subtree else params, model_state)
   if jax.tree.structure(old) != jax.tree.structure(new):

@@ -64,6 +64,16 @@ def test_fingerprint_is_of_the_weights(exported, variables, tmp_path):
   assert checkpoints.export_model(tmp_path / 'third', 'semantic', CONFIG, changed) != same
 
 
+def test_tokens_of_a_codec_do_not_depend_on_its_decoder(export_codec, tmp_path, exported):
+  prints = [
+    checkpoints.token_fingerprint(export_codec(tmp_path / name, **seeds).model)
+    for name, seeds in (('a', {}), ('b', {'decoder_seed': 1}), ('c', {'seed': 1}))
+  ]
+  assert prints[0] == prints[1] != prints[2]
+  other = checkpoints.load_model(exported)
+  assert checkpoints.token_fingerprint(other) == other.fingerprint
+
+
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
 def test_half_precision_storage_loads_as_float32(tmp_path, variables, dtype):
   checkpoints.export_model(tmp_path, 'semantic', CONFIG, variables, dtype=dtype)

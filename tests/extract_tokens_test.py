@@ -65,6 +65,19 @@ def _apply(tokenizer, name, method, *inputs):
   return np.asarray(model.module.apply(model.variables, *inputs, method=method))
 
 
+def test_fewer_levels_of_the_codec_are_a_prefix(models_dir, tokenizer):
+  fewer = extract_tokens.Tokenizer.load(
+      models_dir, clip_seconds=1, batch_size=1, acoustic_levels=4)
+  clip = _noise(1.0)
+  whole = _apply(tokenizer, 'soundstream', 'encode', clip[None])[0]
+  np.testing.assert_array_equal(fewer._acoustic_tokens([clip], [1])[0], whole[:, :4])
+  assert fewer.layout(2).layout.acoustic.num_levels == 4
+  codecs = [t.layout(2).tokenizers['soundstream'] for t in (fewer, tokenizer)]
+  assert codecs[0] != codecs[1]  # a codec of those levels only would be the first
+  with pytest.raises(errors.UserError, match='acoustic_levels is 7, .*soundstream has 6'):
+    extract_tokens.Tokenizer.load(models_dir, acoustic_levels=7)
+
+
 def test_streams_end_together_and_hold_the_models_codes(tokenizer):
   clip = _noise(12.7)
   tokens, = tokenizer.tokenize([clip])
@@ -147,7 +160,7 @@ def test_extract_writes_records_layout_and_codebooks(waveforms_dir, models_dir, 
       token_layout.TokenStream('mulan', 3, 8, 0), token_layout.TokenStream('semantic', 1, 32, 25),
       token_layout.TokenStream('acoustic', 6, 16, 50), coarse_levels=4)
   assert saved.tokenizers == {
-      name: checkpoints.load_model(models_dir / name).fingerprint
+      name: checkpoints.token_fingerprint(checkpoints.load_model(models_dir / name))
       for name in token_layout.TOKENIZERS}
   assert np.load(tmp_path / records.CODEBOOKS_FILE).shape == (3, 8, DIM)
   with pytest.raises(errors.UserError, match='already holds token records'):

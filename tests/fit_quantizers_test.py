@@ -129,3 +129,26 @@ def test_mulan_quantizer(waveforms, tmp_path, monkeypatch):
   assert exported.extra['windows'] == 4 * 5
   codes = exported.module.apply(exported.variables, jnp.ones((1, 1, 8)), method='encode')
   assert codes.shape == (1, 1, 3)
+
+
+def test_levels_are_added_and_the_tokens_stay(waveforms, export_codec, tmp_path):
+  from musiclm_jax.models import soundstream
+  config = soundstream.SoundStreamConfig(
+      channels=2, strides=(6, 8, 10), channel_multipliers=(1, 1, 2), dilations=((1,),) * 3, dim=4,
+      num_quantizers=2, codebook_size=8)
+  old = export_codec(tmp_path / 'old', config).model
+  report = fit_quantizers.fit_codec_levels(
+      str(tmp_path / 'old'), waveforms, str(tmp_path / 'new'), num_quantizers=4, num_iterations=5)
+  new = checkpoints.load_model(tmp_path / 'new', 'soundstream')
+  assert new.config.num_quantizers == 4 and new.extra['levels_added'] == 2
+  clip = next(records.read_waveforms(waveforms, 'test'))['waveform'][None]
+  codes = np.asarray(new.apply('encode', clip))
+  np.testing.assert_array_equal(codes[..., :2], old.apply('encode', clip))
+  assert len(report.error) == 2 and 1 > report.error[0] > report.error[1]
+  # The levels that were there make the same tokens: models trained on them still fit.
+  assert checkpoints.token_fingerprint(new, 2) == checkpoints.token_fingerprint(old)
+  assert checkpoints.token_fingerprint(new) != checkpoints.token_fingerprint(old)
+  assert new.fingerprint != old.fingerprint
+  with pytest.raises(errors.UserError, match='has 2 levels, wanted more than that, not 2'):
+    fit_quantizers.fit_codec_levels(
+        str(tmp_path / 'old'), waveforms, str(tmp_path / 'other'), num_quantizers=2)

@@ -51,9 +51,8 @@ def system(tmp_path_factory) -> pathlib.Path:
       resnet=resnet.ResNetConfig(stage_sizes=(1, 1), stem_width=4, widths=(4, 8), norm_groups=2, norm='group'),
       text=mulan.TextConfig(encoder=encoder, vocab_size=size, max_length=16), embedding_dim=8)
   rvq = quantizers.ResidualVectorQuantizerConfig(dim=8, num_quantizers=2, codebook_size=8)
+  _export(directory, 'soundstream', CODEC, soundstream.SoundStream(CODEC), jnp.zeros((1, 960)))
   fingerprints = {
-      'soundstream': _export(directory, 'soundstream', CODEC, soundstream.SoundStream(CODEC),
-                          jnp.zeros((1, 960))),
       'w2v_bert': 'of a tokenizer that generation does not need',
       'semantic_quantizer': 'nor this',
       'mulan_quantizer': checkpoints.export_model(
@@ -64,6 +63,8 @@ def system(tmp_path_factory) -> pathlib.Path:
   fingerprints['mulan'] = _export(
       directory, 'mulan', mulan_config, mulan.Mulan(mulan_config), jnp.zeros((1, 240_000)),
       jnp.ones((1, 8), jnp.int32), text_files={'vocab.txt': vocab.read_text()})
+  codec = checkpoints.load_model(directory / 'soundstream')
+  fingerprints['soundstream'] = checkpoints.token_fingerprint(codec, LAYOUT.acoustic.num_levels)
   for name, seconds in SECONDS.items():
     config = dataclasses.replace(DECODER, vocab_size=LAYOUT.stage(name, seconds).vocab_size)
     _export(directory, name, config, transformer.Decoder(config), jnp.ones((1, 4), jnp.int32),
@@ -163,11 +164,17 @@ def test_models_of_another_layout_are_refused(system, tmp_path):
 def test_another_codec_is_refused(system, tmp_path):
   broken = tmp_path / 'broken'
   shutil.copytree(system, broken)
-  _export(broken, 'soundstream', CODEC, soundstream.SoundStream(CODEC), jnp.zeros((1, 480)))
-  path = broken / 'soundstream' / 'model.safetensors'
-  data = bytearray(path.read_bytes())
-  data[-1] ^= 1
-  path.write_bytes(bytes(data))
+  variables = checkpoints.load_model(broken / 'soundstream').variables
+
+  def changed(part):
+    params = variables['params']
+    params = params | {part: jax.tree.map(lambda leaf: leaf + 0.5, params[part])}
+    return variables | {'params': params}
+
+  # Another decoder for the same codes may be heard; of another encoder the stages know nothing.
+  checkpoints.export_model(broken / 'soundstream', 'soundstream', CODEC, changed('decoder'))
+  generate.load(broken)
+  checkpoints.export_model(broken / 'soundstream', 'soundstream', CODEC, changed('encoder'))
   with pytest.raises(errors.UserError, match='tokenizers.soundstream'):
     generate.load(broken)
 

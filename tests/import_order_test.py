@@ -8,12 +8,12 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAYERS = {
     'musiclm_jax.errors': 0, 'musiclm_jax.cli': 0, 'musiclm_jax.token_layout': 0,
-    'musiclm_jax.audio': 0, 'musiclm_jax.text': 0,
+    'musiclm_jax.audio': 0, 'musiclm_jax.bitstream': 0, 'musiclm_jax.text': 0,
     'musiclm_jax.models': 1,
     'musiclm_jax.objectives': 2, 'musiclm_jax.sampling': 2, 'musiclm_jax.data': 2,
     'musiclm_jax.partitioning': 2, 'musiclm_jax.optimizers': 2, 'musiclm_jax.train_state': 2,
     'musiclm_jax.checkpoints': 3, 'musiclm_jax.metric_writers': 3,
-    'musiclm_jax.run_files': 3,
+    'musiclm_jax.run_files': 3, 'musiclm_jax.codec': 3,
     'musiclm_jax.train': 4, 'musiclm_jax.fit_quantizers': 4, 'musiclm_jax.extract_tokens': 4,
     'musiclm_jax.prepare_audio': 4, 'musiclm_jax.generate': 4, 'musiclm_jax.corpus': 4,
     'musiclm_jax.gin_utils': 4, 'musiclm_jax.pretrained': 4, 'musiclm_jax.evaluation': 4,

@@ -93,3 +93,17 @@ def test_subtrees_get_their_own_optimizer():
   assert float(optimizer.learning_rate(0)) == 1.0
   with pytest.raises(errors.UserError, match="'a', 'c'"):
     optimizer.init({'a': jnp.ones(2), 'c': jnp.ones(2)})
+
+
+def test_the_longest_path_wins_and_frozen_moves_nothing():
+  params = {'a': {'b': {'w': jnp.ones((2, 2))}, 'c': jnp.ones(2)}, 'ab': jnp.ones(2)}
+  optimizer = optimizers.by_subtree(
+    {'': optimizers.adamw(1.0), 'a/b': optimizers.frozen(), 'ab': optimizers.adamw(2.0)}
+  )
+  updates, _ = optimizer.update(params, optimizer.init(params), params)  # with weight decay
+  np.testing.assert_array_equal(updates['a']['b']['w'], 0)
+  # Each clips its own gradients: beside a huge one, the others still take a full first step.
+  np.testing.assert_allclose(updates['a']['c'], -1.0, rtol=1e-3)
+  np.testing.assert_allclose(updates['ab'], -2.0, rtol=1e-3)
+  with pytest.raises(errors.UserError, match='a/d is on one side only'):
+    optimizers.by_subtree({'': optimizers.adamw(1.0), 'a/d': optimizers.frozen()}).init(params)

@@ -3,11 +3,15 @@
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from musiclm_jax import errors, run_files, token_layout
-from musiclm_jax.models import transformer
-from musiclm_jax.objectives import language_model
+from musiclm_jax import checkpoints, errors, run_files, token_layout, train_state
+from musiclm_jax.models import registry, soundstream, transformer
+from musiclm_jax.objectives import gradient_balancer, language_model
+from musiclm_jax.objectives import soundstream as soundstream_objective
 
 LAYOUT = token_layout.TokenLayout(
     mulan=token_layout.TokenStream('mulan', 2, 8, 0),
@@ -75,3 +79,35 @@ def test_a_broken_description_is_named(tmp_path, text):
     run_files.export(tmp_path / 'run', tmp_path / 'out')
   with pytest.raises(errors.UserError, match='model.json does not describe a model'):
     run_files.write(tmp_path / 'run', _objective(tmp_path, 'tokens', 'a'), None)
+
+
+class Position:
+  """A place in no data."""
+
+  def save(self, path):
+    with open(path, 'w'):
+      pass
+
+
+def test_what_the_objective_keeps_for_itself_is_not_exported(tmp_path):
+  """Discriminators and a gradient balancer's norms stay with the run."""
+  config = soundstream.SoundStreamConfig(
+      channels=2, strides=(2, 4), channel_multipliers=(1, 2), dilations=((1,), (1,)), dim=4,
+      num_quantizers=2, codebook_size=8)
+  judges = soundstream_objective.discriminators.DiscriminatorsConfig()
+  objective = soundstream_objective.SoundStreamObjective(config, judges, balance_gradients=True)
+  run_files.write(tmp_path / 'run', objective, None)
+  shapes = registry.variable_shapes('soundstream', config)
+  variables = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
+  state = train_state.TrainState(
+      step=jnp.ones((), jnp.int32), opt_state={}, rng=jax.random.PRNGKey(0),
+      params={'generator': variables['params'], 'discriminators': {'kernel': jnp.ones(3)}},
+      model_state={'codebooks': variables['codebooks'],
+                   'balancer': gradient_balancer.initial(objective.weights)})
+  saved = checkpoints.TrainingCheckpoints(tmp_path / 'run')
+  saved.save(1, state, Position())
+  saved.close()
+  step, _ = run_files.export(tmp_path / 'run', tmp_path / 'model')
+  model = checkpoints.load_model(tmp_path / 'model', 'soundstream')
+  assert step == 1 and model.config == config
+  jax.tree.map(np.testing.assert_array_equal, model.variables, variables)

@@ -15,7 +15,9 @@ RUNS = sorted((ROOT / 'gin' / 'runs').glob('*.gin'))
 TOPOLOGIES = sorted((ROOT / 'gin' / 'topologies').glob('*.gin'))
 # Run -> parameters in millions, as README.md states them.  MusicLM: 430M a stage; w2v-BERT XL: 0.6B.
 SIZES = {
-  'soundstream_tiny': 1.5, 'soundstream_base': 10.5,
+  'soundstream_tiny': 1.5, 'soundstream_tiny_decoder': 1.5,
+  # A generator and its discriminators: of 0.5M and, in the others, 22.5M.
+  'soundstream_tiny_adversarial': 2.0, 'soundstream_base': 33.0, 'soundstream_paper': 33.0,
   'w2v_bert_tiny': 1.8, 'w2v_bert_base': 149, 'w2v_bert_xl': 589,
   'mulan_tiny': 1.9, 'mulan_base': 133,
   'semantic_tiny': 2.9, 'semantic_base': 430,
@@ -23,7 +25,9 @@ SIZES = {
   'fine_tiny': 3.1, 'fine_base': 428,
 }  # fmt: skip
 # What a user gives on the command line; data is not read here.
-DATA = ('WORKDIR=unused', 'DATA_DIR=unused', 'TOKENS_DIR=unused')
+DATA = tuple(f'{name}=unused' for name in (
+  'WORKDIR', 'DATA_DIR', 'TOKENS_DIR', 'NOISE_DIR', 'INIT_FROM'
+))  # fmt: skip
 
 
 def load(run, *more, vocabulary):
@@ -66,6 +70,16 @@ def test_run_parses_and_builds(run, vocabulary):
 def test_run_header_has_its_command(run):
   header = [line for line in run.read_text().splitlines() if line.startswith('#')]
   assert any(f'--gin_file=gin/runs/{run.name}' in line for line in header)
+
+
+@pytest.mark.parametrize('stages', [('balanced',), ('denoising',), ('denoising', 'balanced')])
+def test_stages_that_follow_an_adversarial_run(stages, vocabulary):
+  files = [ROOT / 'gin' / 'stages' / f'{name}.gin' for name in stages]
+  files += [str(ROOT / 'gin' / 'topologies' / 'cpu.gin')]
+  run = ROOT / 'gin' / 'runs' / 'soundstream_tiny_adversarial.gin'
+  objective = load(run, *files, vocabulary=vocabulary)['objective']
+  assert objective.balance_gradients == ('balanced' in stages)
+  assert ('noise' in objective.input_shapes(1)) == ('denoising' in stages)
 
 
 @pytest.mark.parametrize('topology', TOPOLOGIES, ids=lambda path: path.stem)

@@ -58,6 +58,13 @@ def test_another_shape_and_other_tensors_are_named(state):
   variables['params']['encoder']['first']['conv']['kernel'] = kernel[:3]
   with pytest.raises(errors.UserError, match='there: encoder/first/conv/kernel has shape .3, 1, 2.'):
     train_state.with_variables(state, variables, '', OPTIMIZER, 'there')
-  del variables['codebooks']
+  del variables['codebooks']['quantizer']['counts']
   with pytest.raises(errors.UserError, match='there: its tensors are not those'):
     train_state.with_variables(state, variables, '', OPTIMIZER, 'there')
+
+
+def test_a_collection_of_the_objective_stays(state):
+  variables = _variables(state)
+  state = state.replace(model_state=state.model_state | {'balancer': jnp.ones(2)})
+  new = train_state.with_variables(state, variables, '', OPTIMIZER, 'there')
+  np.testing.assert_array_equal(new.model_state['balancer'], 1)

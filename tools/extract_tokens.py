@@ -20,6 +20,8 @@ python tools/extract_tokens.py --waveforms=data/corpus --models=models --output=
                       help='clips at a time; memory grows with it (default 4)')
   parser.add_argument('--semantic_window_seconds', type=cli.positive, default=10,
                       help='what w2v-BERT hears at a time (default 10)')
+  parser.add_argument('--acoustic_levels', type=cli.positive,
+                      help='levels of the codec, its first ones (default: all it has)')
   parser.add_argument('--coarse_levels', type=cli.positive, default=4,
                       help='levels of the codec made by the coarse stage (default 4)')
   parser.add_argument('--fine_uses_mulan', action='store_true',
@@ -30,7 +32,8 @@ python tools/extract_tokens.py --waveforms=data/corpus --models=models --output=
   extract_tokens.extract_tokens(
       waveforms_dir=args.waveforms, models_dir=args.models, output_dir=args.output,
       splits=args.splits.split(',') if args.splits else None, batch_size=args.batch_size,
-      semantic_window_seconds=args.semantic_window_seconds, coarse_levels=args.coarse_levels,
+      semantic_window_seconds=args.semantic_window_seconds,
+      acoustic_levels=args.acoustic_levels, coarse_levels=args.coarse_levels,
       fine_uses_mulan=args.fine_uses_mulan)
 
 

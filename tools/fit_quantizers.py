@@ -1,4 +1,4 @@
-"""Fits the semantic (k-means) or the music (residual) quantizer to a trained model's features."""
+"""Fits the semantic (k-means) or music (residual) quantizer, or more levels of a codec."""
 
 import sys
 
@@ -9,23 +9,33 @@ tools/fit_quantizers.py --quantizer=semantic --model=system/w2v_bert \\
     --waveforms=data/records --output=system/semantic_quantizer --num_codes=512
 tools/fit_quantizers.py --quantizer=mulan --model=system/mulan \\
     --waveforms=data/records --output=system/mulan_quantizer --num_levels=6 --num_codes=64
+tools/fit_quantizers.py --quantizer=soundstream --model=system/soundstream \\
+    --waveforms=data/records --output=system/soundstream_12 --num_levels=12
 """
+# Flags that do not apply.
+_OTHERS = {
+    'semantic': ('num_levels', 'hop_seconds'),
+    'mulan': ('layer',),
+    'soundstream': ('layer', 'hop_seconds', 'num_codes'),
+}
 
 
 def _parse(argv):
   parser = cli.parser('Fits a tokenizer to the features of an exported model.', _EXAMPLES)
-  parser.add_argument('--quantizer', required=True, choices=('semantic', 'mulan'),
+  parser.add_argument('--quantizer', required=True, choices=('semantic', 'mulan', 'soundstream'),
                       help='semantic: k-means on w2v-BERT features; '
-                           'mulan: residual k-means on MuLan embeddings of 10 s windows')
-  parser.add_argument('--model', required=True, help='directory of the exported w2v_bert or mulan')
+                           'mulan: residual k-means on MuLan embeddings of 10 s windows; '
+                           'soundstream: the codec again with more levels, its tokens unchanged')
+  parser.add_argument('--model', required=True,
+                      help='directory of the exported w2v_bert, mulan or soundstream')
   parser.add_argument('--waveforms', required=True,
                       help='directory of waveform records, from tools/prepare_audio.py')
   parser.add_argument('--output', required=True,
                       help='directory to write the exported quantizer to')
-  parser.add_argument('--num_codes', type=cli.positive, default=1024,
-                      help='codes, of each level (default: 1024)')
+  parser.add_argument('--num_codes', type=cli.positive, default=None,
+                      help='semantic and mulan: codes, of each level (default: 1024)')
   parser.add_argument('--num_levels', type=cli.positive, default=None,
-                      help='mulan only: residual levels (default: 12)')
+                      help='mulan and soundstream: residual levels in all (default: 12)')
   parser.add_argument('--hop_seconds', type=float, default=None,
                       help='mulan only: from one window to the next (default: 1)')
   parser.add_argument('--layer', type=int, default=None,
@@ -41,8 +51,7 @@ def _parse(argv):
   parser.add_argument('--dtype', choices=('float32', 'float16'), default='float32',
                       help='how the codebooks are stored (default: float32)')
   args = parser.parse_args(argv)
-  other = ('num_levels', 'hop_seconds') if args.quantizer == 'semantic' else ('layer',)
-  for name in other:
+  for name in _OTHERS[args.quantizer]:
     if getattr(args, name) is not None:
       parser.error(f'--{name} does not apply to --quantizer={args.quantizer}')
   if args.hop_seconds is not None and not 0.01 <= args.hop_seconds < 1000:
@@ -60,11 +69,15 @@ def main():
   }
   if args.quantizer == 'semantic':
     fit_quantizers.fit_semantic_quantizer(
-        args.model, args.waveforms, args.output, num_clusters=args.num_codes, layer=args.layer,
-        **shared)
+        args.model, args.waveforms, args.output, num_clusters=args.num_codes or 1024,
+        layer=args.layer, **shared)
+    return
+  if args.quantizer == 'soundstream':
+    fit_quantizers.fit_codec_levels(
+        args.model, args.waveforms, args.output, num_quantizers=args.num_levels or 12, **shared)
     return
   fit_quantizers.fit_mulan_quantizer(
-      args.model, args.waveforms, args.output, codebook_size=args.num_codes,
+      args.model, args.waveforms, args.output, codebook_size=args.num_codes or 1024,
       num_quantizers=args.num_levels or 12, hop_seconds=args.hop_seconds or 1.0, **shared)
 
 

@@ -31,6 +31,16 @@ class WaveformFeatureConverter(_Unpacked):
     return ds.map(_to_float, num_parallel_calls=tf.data.AUTOTUNE)
 
 
+class NoisyWaveformFeatureConverter(_Unpacked):
+  """As WaveformFeatureConverter, with 'noise' of the same form beside 'waveform'."""
+
+  TASK_FEATURES = {'waveform': _Spec(tf.int16), 'noise': _Spec(tf.int16)}
+  MODEL_FEATURES = {'waveform': _Spec(tf.float32), 'noise': _Spec(tf.float32)}
+
+  def _convert_features(self, ds, task_feature_lengths):
+    return ds.map(_to_float, num_parallel_calls=tf.data.AUTOTUNE)
+
+
 class MusicTextFeatureConverter(_Unpacked):
   """As WaveformFeatureConverter, with 'text_tokens' int32[N] passed on, 0 where padded."""
 
@@ -73,4 +83,6 @@ class TokenFeatureConverter(_Unpacked):
 
 
 def _to_float(example):
-  return {**example, 'waveform': tf.cast(example['waveform'], tf.float32) / 32768}
+  """Returns the example with int16 features as float32 in [-1, 1)."""
+  return {name: tf.cast(value, tf.float32) / 32768 if value.dtype == tf.int16 else value
+          for name, value in example.items()}

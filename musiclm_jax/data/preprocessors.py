@@ -5,7 +5,7 @@ Randomness comes only through map_over_dataset's stateless seeds, and there is n
 the position of such a pipeline can be saved (data/datasets.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import seqio
@@ -47,6 +47,24 @@ def random_crops(num_samples: int, crops_per_record: int = 1) -> Preprocessor:
 def keep(*names: str) -> Preprocessor:
   """Returns a step that drops every other feature."""
   return seqio.map_over_dataset(lambda example: {name: example[name] for name in names})
+
+
+def beside(name: str, feature: str, source: seqio.DataSource,
+           steps: Sequence[Preprocessor]) -> Preprocessor:
+  """Returns a step that adds `feature` of another source's examples, under `name`.
+
+  That source's train split goes round without end, in file order, through `steps`; its pairs with
+  the examples differ in every epoch unless the one's number divides the other's.
+  """
+
+  def add(dataset):
+    other = source.get_dataset(split='train', shuffle=False).repeat()
+    for step in steps:
+      other = step(other)
+    pairs = tf.data.Dataset.zip((dataset, other))
+    return pairs.map(lambda example, more: {**example, name: more[feature]})
+
+  return add
 
 
 def captioned(dataset: tf.data.Dataset) -> tf.data.Dataset:

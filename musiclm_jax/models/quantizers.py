@@ -137,7 +137,6 @@ def codebook_variables(embeddings: jax.Array, count: float = 1.0) -> dict:
   return {
       'embeddings': embeddings,
       'counts': counts,
-      'sums': embeddings * counts[..., None],
       'initialized': jnp.ones((), jnp.bool_),
   }
 
@@ -151,10 +150,9 @@ def perplexity(counts: jax.Array) -> jax.Array:
 class ResidualVectorQuantizer(nn.Module):
   """Q codebooks, each coding what the levels before it left over.
 
-  Codebooks are not trained by gradient: they follow the mean of the frames assigned to them
-  (collection 'codebooks', `embeddings = sums / counts`), start from k-means on the first
-  training batch, and a code used less than `dead_code_threshold` times a step (on a moving
-  average) becomes a random frame of the batch.
+  Codebooks are not trained by gradient: they follow the mean of the frames assigned to them (by
+  moving averages, in the collection 'codebooks'), start from k-means on the first training batch,
+  and a code used less than `dead_code_threshold` times a step becomes a random frame of the batch.
   """
 
   config: ResidualVectorQuantizerConfig
@@ -169,7 +167,6 @@ class ResidualVectorQuantizer(nn.Module):
 
     self.embeddings = state('embeddings', jnp.zeros, _CODEBOOK_AXES, shape)
     self.counts = state('counts', jnp.zeros, _CODEBOOK_AXES[:2], shape[:2])
-    self.sums = state('sums', jnp.zeros, _CODEBOOK_AXES, shape)
     self.initialized = self.variable('codebooks', 'initialized', lambda: jnp.zeros((), jnp.bool_))
 
   def encode(self, x: jax.Array, num_quantizers: int | None = None) -> jax.Array:
@@ -184,7 +181,10 @@ class ResidualVectorQuantizer(nn.Module):
     return jnp.moveaxis(codes, 0, -1)
 
   def decode(self, codes: jax.Array) -> jax.Array:
-    """Returns f32[B, T, D], the sum over levels, of int32[B, T, q] codes; q <= Q."""
+    """Returns f32[B, T, D], the sum over levels, of int32[B, T, q] codes; q <= Q.
+
+    A code of -1 adds nothing: frames of fewer levels are filled up with it.
+    """
     embeddings = self.embeddings.value.astype(jnp.float32)
     if codes.shape[-1] > embeddings.shape[0]:
       raise ValueError(
@@ -193,7 +193,7 @@ class ResidualVectorQuantizer(nn.Module):
 
     def level(total, inputs):
       codebook, index = inputs
-      return total + codebook[index], None
+      return total + jnp.where(index[..., None] >= 0, codebook[index], 0.0), None
 
     levels = codes.shape[-1]
     start = jnp.zeros((*codes.shape[:-1], embeddings.shape[-1]), jnp.float32)
@@ -226,7 +226,7 @@ class ResidualVectorQuantizer(nn.Module):
       index, codebook, rng = inputs
       if update:
         codebook = self._started(rng, residual, codebook)
-      embeddings, counts, sums = codebook
+      embeddings, counts = codebook
       codes = nearest(jax.lax.stop_gradient(residual), embeddings)
       chosen = embeddings[codes]
       active = (index < limit).astype(jnp.float32)
@@ -234,18 +234,18 @@ class ResidualVectorQuantizer(nn.Module):
       commitment = jnp.sum(error * active) / jnp.maximum(jnp.sum(active), 1.0)
       if update:
         # Every frame teaches every level, heard or not: all levels are used when encoding.
-        codebook = self._moved(rng, jax.lax.stop_gradient(residual), codes, (counts, sums))
+        codebook = self._moved(rng, jax.lax.stop_gradient(residual), codes, embeddings, counts)
       carry = (residual - chosen, quantized + chosen * active[:, None])
       return carry, (codes, commitment, codebook)
 
-    state = (self.embeddings.value, self.counts.value, self.sums.value)
+    state = (self.embeddings.value, self.counts.value)
     (residual, quantized), (codes, commitment, state) = jax.lax.scan(
         level,
         (frames, jnp.zeros_like(frames)),
         (jnp.arange(c.num_quantizers), state, rngs),
     )
     if update:
-      self.embeddings.value, self.counts.value, self.sums.value = state
+      self.embeddings.value, self.counts.value = state
       self.initialized.value = jnp.ones((), jnp.bool_)
     quantized = frames + jax.lax.stop_gradient(quantized - frames)
     in_use = perplexity(state[1])
@@ -260,33 +260,34 @@ class ResidualVectorQuantizer(nn.Module):
     return quantized.reshape(x.shape).astype(x.dtype), codes, jnp.mean(commitment), metrics
 
   def _started(self, rng, residual, codebook):
-    """Returns the level's (embeddings, counts, sums), from k-means on the first batch."""
+    """Returns the level's (embeddings, counts), from k-means on the first batch."""
     c = self.config
     residual = jax.lax.stop_gradient(residual)
 
     def start():
       centroids = _first_codebook(rng, residual, c.codebook_size, c.kmeans_iterations)
       counts, _ = cluster_sums(residual, nearest(residual, centroids), c.codebook_size)
-      return centroids, counts, centroids * counts[:, None]
+      return centroids, counts
 
     return jax.lax.cond(self.initialized.value, lambda: codebook, start)
 
-  def _moved(self, rng, residual, codes, statistics):
-    """Returns (embeddings, counts, sums) one step on: moving averages, dead codes replaced."""
+  def _moved(self, rng, residual, codes, embeddings, counts):
+    """Returns (embeddings, counts) one step on: moving averages, dead codes replaced.
+
+    The paper's sums are not kept: they are embeddings * counts.
+    """
     c = self.config
     batch_counts, batch_sums = cluster_sums(residual, codes, c.codebook_size)
-    counts, sums = (
-        c.decay * old + (1.0 - c.decay) * new
-        for old, new in zip(statistics, (batch_counts, batch_sums), strict=True)
-    )
+    sums = c.decay * embeddings * counts[:, None] + (1.0 - c.decay) * batch_sums
+    counts = c.decay * counts + (1.0 - c.decay) * batch_counts
     dead = counts < c.dead_code_threshold
     frames = jax.random.randint(
         jax.random.fold_in(rng, 1), (c.codebook_size,), 0, residual.shape[0]
     )
     # A newcomer weighs twice the threshold: it has time to find frames before it is judged.
-    counts = jnp.where(dead, 2.0 * c.dead_code_threshold, counts)
-    sums = jnp.where(dead[:, None], residual[frames] * counts[:, None], sums)
-    return sums / jnp.maximum(counts, 1e-9)[:, None], counts, sums
+    embeddings = jnp.where(
+        dead[:, None], residual[frames], sums / jnp.maximum(counts, 1e-9)[:, None])
+    return embeddings, jnp.where(dead, 2.0 * c.dead_code_threshold, counts)
 
 
 @dataclasses.dataclass(frozen=True)

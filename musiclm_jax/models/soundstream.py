@@ -2,6 +2,14 @@
 
 B batch, S samples, T frames (S = T * hop), C channels, D dim of the quantized vector, Q levels.
 Encoder: conv 7 -> per stride: residual units, strided conv -> conv 3.  The decoder mirrors it.
+SoundStream sections III-A to III-C, and III-F for denoising.
+
+Streaming: every convolution keeps the inputs its next output needs in the collection 'past'.  Chunks
+of whole frames then give what the whole file gives; without 'past' a call starts after silence:
+
+  past = {}
+  for chunk in chunks:  # f32[B, n * hop], any n
+    codes, past = model.apply({**variables, **past}, chunk, method='encode', mutable=['past'])
 """
 
 import dataclasses
@@ -14,6 +22,7 @@ import jax.numpy as jnp
 from musiclm_jax.models import quantizers
 
 _PAPER_DILATIONS = ((1, 3, 9),) * 4
+_DENOISING = ('off', 'encoder', 'decoder')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +46,12 @@ class SoundStreamConfig:
   dead_code_threshold: float = 2.0
   kmeans_iterations: int = 10
   quantizer_dropout: bool = True
+  denoising: str = 'off'  # or the side of the quantizer where FiLM is applied: 'encoder', 'decoder'
   dtype: str = 'float32'
 
   def __post_init__(self):
+    if self.denoising not in _DENOISING:
+      raise ValueError(f'denoising is {self.denoising!r}, wanted one of {", ".join(_DENOISING)}')
     # JSON gives lists; a config must stay hashable.
     as_tuple = {
         'strides': tuple(self.strides),
@@ -59,6 +71,22 @@ class SoundStreamConfig:
   def frame_rate(self) -> float:
     rate = self.sample_rate / self.hop_length
     return int(rate) if rate.is_integer() else rate
+
+  @property
+  def latency(self) -> float:
+    """Seconds from a sample going in to the last sample that waits for it: one frame.
+
+    The encoder needs the whole of a frame for its codes, the decoder no later one.
+    """
+    return self.hop_length / self.sample_rate
+
+  def kbps(self, num_quantizers: int) -> float:
+    """Returns the bitrate of that many levels, in thousands of bits a second."""
+    return self.frame_rate * num_quantizers * self.bits_per_code / 1000
+
+  @property
+  def bits_per_code(self) -> int:
+    return max(1, (self.codebook_size - 1).bit_length())
 
   @property
   def widths(self) -> tuple[int, ...]:
@@ -95,12 +123,12 @@ class CausalConv(nn.Module):
         (self.kernel_size,),
         strides=self.stride,
         kernel_dilation=self.dilation,
-        padding=((padding, 0),),
+        padding='VALID',
         dtype=self.dtype,
         kernel_init=_init(self.init_scale),
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('conv_out',)),
         name='conv',
-    )(x)
+    )(_after_past(self, x, padding))
 
 
 class CausalConvTranspose(nn.Module):
@@ -120,18 +148,33 @@ class CausalConvTranspose(nn.Module):
     phases = nn.Conv(
         self.features * self.stride,
         (2,),
-        padding=((1, 0),),
+        padding='VALID',
         use_bias=False,
         dtype=self.dtype,
         kernel_init=_init(1.0),
         name='conv',
-    )(x)
+    )(_after_past(self, x, 1))
     bias = self.param(
         'bias',
         nn.with_logical_partitioning(nn.initializers.zeros, ('conv_out',)),
         (self.features,),
     )
     return phases.reshape(x.shape[0], -1, self.features) + bias.astype(phases.dtype)
+
+
+def _after_past(module: nn.Module, x: jax.Array, length: int) -> jax.Array:
+  """Returns f32[B, length + S, C]: x after the `length` inputs that came before it.
+
+  Those are zeros, unless the caller asked for the collection 'past': then they are what the call
+  before left there, and the last ones of this call take their place.
+  """
+  zeros = jnp.zeros((x.shape[0], length, x.shape[2]), x.dtype)
+  if not length or module.is_initializing() or not module.is_mutable_collection('past'):
+    return jnp.concatenate([zeros, x], axis=1)
+  past = module.variable('past', 'inputs', lambda: zeros)
+  x = jnp.concatenate([past.value, x], axis=1)
+  past.value = x[:, -length:]
+  return x
 
 
 def _init(scale: float):
@@ -194,8 +237,26 @@ class CodeDecoder(nn.Module):
     return x[..., 0].astype(jnp.float32)
 
 
+class FiLM(nn.Module):
+  """f32[B, T, D] -> gamma * x + beta, both linear in the one-hot of `denoise` bool[B] or [B, T]."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array, denoise: jax.Array) -> jax.Array:
+    one_hot = jax.nn.one_hot(denoise.astype(jnp.int32), 2, dtype=x.dtype)
+    one_hot = one_hot.reshape(one_hot.shape[0], -1, 2)  # [B, 1 or T, 2]
+    kernel_init = nn.with_logical_partitioning(nn.initializers.zeros, (None, 'conv_out'))
+    # Starts as the identity: gamma is 1 more than what is learned.
+    films = nn.Dense(2 * x.shape[-1], use_bias=False, kernel_init=kernel_init, name='dense')(one_hot)
+    gamma, beta = jnp.split(films, 2, axis=-1)
+    return x * (1.0 + gamma) + beta
+
+
 class SoundStream(nn.Module):
-  """The codec: `encode` to int32 codes, `decode` back; `__call__` for training."""
+  """The codec: `encode` to int32 codes, `decode` back; `__call__` for training.
+
+  `denoise` bool[B], or bool[B, T] to change it over time, is for a config with `denoising`: True
+  takes background noise out, False (as None) keeps it.
+  """
 
   config: SoundStreamConfig
 
@@ -203,25 +264,49 @@ class SoundStream(nn.Module):
     self.encoder = Encoder(self.config)
     self.quantizer = quantizers.ResidualVectorQuantizer(self.config.quantizer)
     self.decoder = CodeDecoder(self.config)
+    if self.config.denoising != 'off':
+      self.film = FiLM()
+
+  def _filmed(self, side: str, x: jax.Array, denoise: jax.Array | None) -> jax.Array:
+    """Returns x f32[B, T, D], modulated when this is the side of the quantizer that does it."""
+    if self.config.denoising == 'off' and denoise is not None:
+      raise ValueError("denoise is given, but the config's denoising is 'off'")
+    if self.config.denoising != side:
+      return x
+    return self.film(x, jnp.zeros(x.shape[:1], bool) if denoise is None else denoise)
 
   def _padded(self, waveform: jax.Array) -> jax.Array:
     """Returns f32[B, T * hop]: zeros after the last sample, to whole frames."""
     return jnp.pad(waveform, ((0, 0), (0, -waveform.shape[1] % self.config.hop_length)))
 
-  def encode(self, waveform: jax.Array, num_quantizers: int | None = None) -> jax.Array:
-    """Returns int32[B, T, Q] of f32[B, S]; T = ceil(S / hop)."""
-    return self.quantizer.encode(self.encoder(self._padded(waveform)), num_quantizers)
+  def encode(
+      self,
+      waveform: jax.Array,
+      num_quantizers: int | None = None,
+      denoise: jax.Array | None = None,
+  ) -> jax.Array:
+    """Returns int32[B, T, Q] of f32[B, S]; T = ceil(S / hop); Q is `num_quantizers` or all."""
+    return self.quantizer.encode(self.embed(waveform, denoise), num_quantizers)
 
-  def decode(self, codes: jax.Array) -> jax.Array:
-    """Returns f32[B, T * hop] of int32[B, T, q], q <= Q levels."""
-    return self.decoder(self.quantizer.decode(codes))
+  def embed(self, waveform: jax.Array, denoise: jax.Array | None = None) -> jax.Array:
+    """Returns f32[B, T, D], what is quantized, of f32[B, S]."""
+    return self._filmed('encoder', self.encoder(self._padded(waveform)), denoise)
+
+  def decode(self, codes: jax.Array, denoise: jax.Array | None = None) -> jax.Array:
+    """Returns f32[B, T * hop] of int32[B, T, q], q <= Q levels; a code of -1 is not heard."""
+    return self.decoder(self._filmed('decoder', self.quantizer.decode(codes), denoise))
 
   def __call__(
-      self, waveform: jax.Array, train: bool = False, num_quantizers: jax.Array | None = None
+      self,
+      waveform: jax.Array,
+      train: bool = False,
+      num_quantizers: jax.Array | None = None,
+      denoise: jax.Array | None = None,
   ) -> tuple[jax.Array, dict]:
     """Returns (f32[B, S] reconstruction, {'commitment': f32[], 'codes': int32[B, T, Q],
     'metrics': {...}}) of f32[B, S]; `num_quantizers` int32[B] as the quantizer's."""
-    vectors = self.encoder(self._padded(waveform))
+    vectors = self.embed(waveform, denoise)
     quantized, codes, commitment, metrics = self.quantizer(vectors, train, num_quantizers)
-    reconstruction = self.decoder(quantized)[:, : waveform.shape[1]]
-    return reconstruction, {'commitment': commitment, 'codes': codes, 'metrics': metrics}
+    reconstruction = self.decoder(self._filmed('decoder', quantized, denoise))
+    aux = {'commitment': commitment, 'codes': codes, 'metrics': metrics}
+    return reconstruction[:, : waveform.shape[1]], aux

@@ -4,12 +4,16 @@ B batch, S samples, T frames or positions, M mel bands, V vocabulary.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from musiclm_jax.models import spectrogram
+from musiclm_jax.models import discriminators, spectrogram
+
+Judgements = Sequence[discriminators.Judgement]
 
 
 def cross_entropy(
@@ -81,3 +85,32 @@ def si_sdr(target: jax.Array, estimate: jax.Array) -> jax.Array:
       jnp.sum(jnp.square(noise), axis=-1) + 1e-8
   )
   return 10.0 * jnp.log10(ratio)
+
+
+def discriminator_hinge(real: Judgements, fake: Judgements) -> jax.Array:
+  """Returns f32[]: mean of max(0, 1 - D(x)) + max(0, 1 + D(G(x))); SoundStream section III-E.
+
+  Over time and batch first, then over the discriminators, so that each has one vote.
+  """
+  return sum(
+      jnp.mean(nn.relu(1.0 - x.logits)) + jnp.mean(nn.relu(1.0 + y.logits))
+      for x, y in zip(real, fake, strict=True)
+  ) / len(real)
+
+
+def generator_hinge(fake: Judgements) -> jax.Array:
+  """Returns f32[]: mean of max(0, 1 - D(G(x))), as `discriminator_hinge` takes it."""
+  return sum(jnp.mean(nn.relu(1.0 - x.logits)) for x in fake) / len(fake)
+
+
+def feature_matching(real: Judgements, fake: Judgements) -> jax.Array:
+  """Returns f32[]: mean |D_l(x) - D_l(G(x))| of the internal layers; each layer counts the same.
+
+  The paper divides by the frames of a layer; here also by its channels, as peers do.
+  """
+  distances = [
+      jnp.mean(jnp.abs(a - b))
+      for x, y in zip(real, fake, strict=True)
+      for a, b in zip(x.features, y.features, strict=True)
+  ]
+  return sum(distances) / len(distances)

@@ -1,5 +1,10 @@
 """k-means and residual quantization: equal to numpy, healthy codebooks, straight-through."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -126,7 +131,6 @@ def test_dead_codes_become_frames_of_the_batch():
   books = variables['codebooks']
   books['embeddings'] = books['embeddings'].at[0, 5].set(1000.0)  # no frame will come here
   books['counts'] = books['counts'].at[0, 5].set(2.01)
-  books['sums'] = books['embeddings'] * books['counts'][..., None]
   x = _x()
   _, state = rvq.apply(
       variables, x, train=True, rngs={'quantizer': jax.random.key(0)}, mutable=['codebooks']
@@ -134,6 +138,42 @@ def test_dead_codes_become_frames_of_the_batch():
   replaced = np.asarray(state['codebooks']['embeddings'][0, 5])
   assert np.abs(x.reshape(-1, 4) - replaced).sum(axis=-1).min() < 1e-5
   np.testing.assert_allclose(state['codebooks']['counts'][0, 5], 4.0)
+
+
+EIGHT_DEVICES = """
+import jax, jax.numpy as jnp, numpy as np
+from musiclm_jax import partitioning
+from musiclm_jax.models import quantizers
+
+config = quantizers.ResidualVectorQuantizerConfig(
+    dim=4, num_quantizers=2, codebook_size=8, dead_code_threshold=1.0)
+rvq = quantizers.ResidualVectorQuantizer(config)
+
+def codebooks(mesh):
+  variables = rvq.init(jax.random.key(0), jnp.zeros((8, 5, 4)))
+  step = jax.jit(lambda v, x, rng: rvq.apply(
+      v, x, train=True, rngs={'quantizer': rng}, mutable=['codebooks'])[1])
+  for i in range(3):  # the k-means start, and two steps on frames far from it: codes die
+    x = np.random.RandomState(i).randn(8, 5, 4).astype(np.float32) + 3.0 * i
+    x = partitioning.global_batch({'x': x}, 8, mesh)['x']
+    assert len(x.sharding.device_set) == mesh.size
+    variables = step(variables, x, jax.random.key(i))
+  return jax.tree.leaves(variables)
+
+one, eight = (codebooks(partitioning.make_mesh((-1, 1, 1), jax.devices()[:n])) for n in (1, 8))
+for a, b in zip(one, eight, strict=True):
+  np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+  for shard in b.addressable_shards[1:]:  # and every device holds the same, bit for bit
+    np.testing.assert_array_equal(shard.data, b.addressable_shards[0].data)
+  assert len(b.addressable_shards) == 8
+"""
+
+
+def test_eight_devices_have_the_codebooks_of_one():
+  environment = dict(
+      os.environ, XLA_FLAGS='--xla_force_host_platform_device_count=8', JAX_PLATFORMS='cpu')
+  root = pathlib.Path(__file__).resolve().parents[2]
+  subprocess.run([sys.executable, '-c', EIGHT_DEVICES], check=True, env=environment, cwd=root)
 
 
 def test_first_batch_starts_every_level():

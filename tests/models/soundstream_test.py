@@ -56,6 +56,81 @@ def test_fewer_levels_encode_to_a_prefix(variables):
   assert _apply(variables, codes[..., :1], method='decode').shape == (1, 80)
 
 
+@pytest.mark.parametrize('frames', [(1,) * 12, (5, 1, 6), (12,), (2, 3, 3, 4)])
+def test_chunks_of_any_length_give_the_whole(variables, frames):
+  waveform = jax.random.normal(jax.random.key(0), (2, 12 * CONFIG.hop_length)) * 0.1
+  whole = _apply(variables, waveform, method='embed')
+  codes = _apply(variables, waveform, method='encode')
+  want = _apply(variables, codes, method='decode')
+  heard, known, embedded, decoded = {}, {}, [], []
+  for start, length in zip(np.cumsum((0, *frames))[:-1], frames, strict=True):
+    chunk = waveform[:, start * CONFIG.hop_length : (start + length) * CONFIG.hop_length]
+    x, heard = _apply(variables | heard, chunk, method='embed', mutable=['past'])
+    embedded.append(x)
+    rows = codes[:, start : start + length]
+    y, known = _apply(variables | known, rows, method='decode', mutable=['past'])
+    decoded.append(y)
+  np.testing.assert_allclose(jnp.concatenate(embedded, 1), whole, atol=1e-5)
+  np.testing.assert_allclose(jnp.concatenate(decoded, 1), want, atol=1e-5)
+
+
+def test_latency_is_one_frame(variables):
+  """What comes out waits for the rest of its own frame, and for nothing later."""
+  assert CONFIG.latency == CONFIG.hop_length / 24_000
+  assert soundstream.SoundStreamConfig().latency == 0.02  # MusicLM's
+
+  def through(waveform):
+    vectors = _apply(variables, waveform, method='embed')
+    return soundstream.CodeDecoder(CONFIG).apply({'params': variables['params']['decoder']}, vectors)
+
+  waveform = jax.random.normal(jax.random.key(0), (1, 80)) * 0.1
+  influence = jax.jacrev(through)(waveform)[0, :, 0]  # [output, input]
+  assert (np.abs(influence) > 0).any(axis=1).all()
+  for frame in range(10):
+    rows = influence[frame * 8 : (frame + 1) * 8]
+    assert (rows[:, (frame + 1) * 8 :] == 0).all() and (rows[:, (frame + 1) * 8 - 1] != 0).any()
+
+
+def test_a_code_of_minus_one_is_not_heard(variables):
+  codes = _apply(variables, jax.random.normal(jax.random.key(0), (1, 80)), method='encode')
+  fewer = _apply(variables, codes[..., :2], method='decode')
+  np.testing.assert_array_equal(
+      _apply(variables, codes.at[..., 2].set(-1), method='decode'), fewer)
+
+
+@pytest.mark.parametrize('side', ['encoder', 'decoder'])
+def test_film_starts_as_the_identity_and_may_change_over_time(variables, side):
+  config = dataclasses.replace(CONFIG, denoising=side)
+  model = soundstream.SoundStream(config)
+  waveform = jax.random.normal(jax.random.key(0), (2, 80)) * 0.1
+  fresh = nn.unbox(model.init(jax.random.key(0), waveform))
+  known = {**variables, 'params': variables['params'] | {'film': fresh['params']['film']}}
+  plain, _ = _apply(variables, waveform)
+  for flag in (None, jnp.array([True, False])):
+    np.testing.assert_array_equal(model.apply(known, waveform, denoise=flag)[0], plain)
+  kernel = 0.5 * jax.random.normal(jax.random.key(1), fresh['params']['film']['dense']['kernel'].shape)
+  learned = {**known, 'params': known['params'] | {'film': {'dense': {'kernel': kernel}}}}
+  kept, cleaned, switched = (
+      model.apply(learned, waveform, denoise=flag)[0]
+      for flag in (jnp.zeros((2, 10), bool), jnp.ones(2, bool), jnp.arange(10) >= jnp.full((2, 1), 5)))
+  np.testing.assert_array_equal(switched[:, :40], kept[:, :40])  # frame 5 starts at sample 40
+  assert np.abs(kept - cleaned).max() > 1e-3 and np.abs(switched - kept)[:, 40:].max() > 1e-3
+
+
+def test_denoise_without_film_is_refused(variables):
+  with pytest.raises(ValueError, match="denoising is 'off'"):
+    _apply(variables, jnp.zeros((1, 80)), denoise=jnp.ones(1, bool))
+  with pytest.raises(ValueError, match="'both', wanted one of off, encoder, decoder"):
+    dataclasses.replace(CONFIG, denoising='both')
+
+
+def test_bitrates():
+  config = soundstream.SoundStreamConfig()
+  assert (config.kbps(1), config.kbps(12), config.bits_per_code) == (0.5, 6.0, 10)
+  paper = soundstream.SoundStreamConfig(strides=(2, 4, 5, 8), num_quantizers=24)
+  assert (paper.frame_rate, paper.kbps(8), paper.kbps(24)) == (75, 6.0, 18.0)
+
+
 def test_encoder_sees_no_later_sample():
   encoder = soundstream.Encoder(CONFIG)
   x = jax.random.normal(jax.random.key(0), (1, 160))

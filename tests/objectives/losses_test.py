@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from musiclm_jax.models import discriminators
 from musiclm_jax.objectives import losses
 
 
@@ -62,3 +63,32 @@ def test_spectral_distance_is_zero_for_equals_and_smooth_in_silence(window):
   assert linear == 0 and log < 1e-3 and decibels == 0
   gradient = jax.grad(lambda y: losses.spectral_distance(x, y, scale)[1])(jnp.zeros_like(x))
   assert np.isfinite(gradient).all()
+
+
+def _judgements(*logits, features=()):
+  features = features or ((),) * len(logits)
+  return [
+      discriminators.Judgement(jnp.array(x), tuple(map(jnp.array, f)))
+      for x, f in zip(logits, features, strict=True)
+  ]
+
+
+def test_discriminator_hinge_by_hand():
+  real = _judgements([[2.0, 0.5]], [[-1.0]])
+  fake = _judgements([[-3.0, 1.0]], [[0.0]])
+  # First: real (0 + 0.5) / 2, fake (0 + 2) / 2; second: real 2, fake 1; mean of 1.25 and 3.
+  assert losses.discriminator_hinge(real, fake) == pytest.approx((1.25 + 3.0) / 2)
+
+
+def test_generator_hinge_by_hand():
+  # max(0, 1 - D), not -D: a fake that passes with 2 earns nothing more.
+  assert losses.generator_hinge(_judgements([[2.0, 0.5]], [[-1.0]])) == pytest.approx(
+      (0.25 + 2.0) / 2
+  )
+
+
+def test_feature_matching_by_hand():
+  real = _judgements([[0.0]], [[0.0]], features=([[1.0, 3.0], [0.0]], [[5.0]]))
+  fake = _judgements([[9.0]], [[9.0]], features=([[2.0, 1.0], [0.5]], [[5.0]]))
+  # Layers: (1 + 2) / 2, 0.5 and 0; the logits do not count.
+  assert losses.feature_matching(real, fake) == pytest.approx((1.5 + 0.5 + 0.0) / 3)

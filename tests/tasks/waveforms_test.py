@@ -27,6 +27,20 @@ def test_two_directories_are_read_as_one(tmp_path):
   assert sorted((rows[:, 0] * 32768).astype(int)) == [1] * 4 + [2] * 4
 
 
+def test_noise_lies_beside_every_crop_and_goes_round(tmp_path):
+  _write(tmp_path / 'music', 1)
+  _write(tmp_path / 'noise', 2)
+  task = waveforms.waveforms(tmp_path / 'music', 0.01, 8, noise_directory=tmp_path / 'noise')
+  dataset = datasets.SeqioDataset(
+      task, feature_converters.NoisyWaveformFeatureConverter(), num_epochs=2)
+  rows = list(dataset.iterator(4))
+  assert len(rows) == 4
+  for batch in rows:
+    assert batch['noise'].shape == batch['waveform'].shape == (4, 240)
+    np.testing.assert_array_equal(batch['noise'] * 32768, 2)
+    np.testing.assert_array_equal(batch['waveform'] * 32768, 1)
+
+
 def test_a_directory_without_records_is_an_error(tmp_path):
   records.write_info(tmp_path, {'kind': 'waveforms'})
   with pytest.raises(errors.UserError, match='hold no records'):

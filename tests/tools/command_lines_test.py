@@ -47,6 +47,7 @@ def test_help_imports_nothing_heavy(tool):
 
 
 OUT = '--output={folder}/out'
+CODES = '{folder}/out'
 WAV = '--output={folder}/a.wav'
 BAD_INPUT = [
     ('generate.py', ['--prompt=', WAV], 'the prompt is empty'),
@@ -68,6 +69,17 @@ BAD_INPUT = [
     ('train.py', ['--gin_file=gin/runs/semantic_tiny.gin', '--gin.BATCHSIZE=2'],
      "unknown macro 'BATCHSIZE': did you mean BATCH_SIZE?"),
     ('export.py', ['--workdir={folder}/none', OUT], 'none is not the WORKDIR of a training run'),
+    ('codec.py', ['encode', '{folder}/missing.wav', CODES], 'missing.wav does not exist'),
+    ('codec.py', ['encode', '{folder}/noise/a.wav', CODES], 'a.wav is not audio that can be read'),
+    ('codec.py', ['encode', '{folder}/noise/a.wav', CODES, '--kbps=9'], '9 kbps asked for'),
+    ('codec.py', ['encode', '{folder}/noise/a.wav', CODES, '--denoise'], 'cannot denoise'),
+    ('codec.py', ['encode', '{folder}/noise/a.wav', CODES, '--model={folder}/none'],
+     'none does not exist'),
+    ('codec.py', ['decode', '{folder}/noise/a.wav', '{folder}/a.wav'], 'is not a file of codes'),
+    ('codec.py', ['decode', '{folder}/none.codes', '{folder}/a.wav'], 'none.codes is not a file'),
+    ('codec.py', ['adaptive', '{folder}/missing.wav', CODES, '--target_bytes=99'], 'missing.wav'),
+    ('codec.py', ['adaptive', 'a.wav', CODES, '--kbps_file={folder}/none.txt'], 'none.txt'),
+    ('codec.py', ['info', '{folder}/noise'], 'noise is not a file'),
 ]  # fmt: skip
 
 
@@ -121,6 +133,12 @@ BAD_FLAGS = [
     ('generate.py', ['--prompt=a', '--output=a.wav', f'--seed={2**63}'], '--seed'),
     ('generate.py', ['--prompt=a', '--output=a.wav', '--num_samples=0'], '--num_samples'),
     ('benchmark_generation.py', ['--repeats=0'], '--repeats'),
+    ('codec.py', ['encode', 'a.wav', 'a.codes', '--kbps=fast'], '--kbps'),
+    ('codec.py', ['adaptive', 'a.wav', 'a.codes'], '--target_bytes --kbps_file is required'),
+    ('codec.py', ['adaptive', 'a.wav', 'a.codes', '--target_bytes=9', '--kbps_file=a'],
+     'not allowed with argument'),
+    ('codec.py', ['adaptive', 'a.wav', 'a.codes', '--target_bytes=0'], '--target_bytes'),
+    ('codec.py', ['transcode', 'a.wav', 'a.codes'], "invalid choice: 'transcode'"),
 ]  # fmt: skip
 
 
