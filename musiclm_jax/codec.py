@@ -62,9 +62,8 @@ class Codec:
       self, chunks: Iterable[np.ndarray], num_levels: int | None = None, denoise: bool = False
   ) -> Iterator[np.ndarray]:
     """Yields int32[T, Q], a block of frames each, of f32[S] chunks; silence fills the last frame."""
-    if denoise and self.config.denoising != 'encoder':
-      raise errors.UserError(f'{self.model.directory} cannot denoise when encoding: its denoising'
-                             f' is {self.config.denoising!r}')
+    if denoise:
+      self.check_denoising('encoder')
     hop = self.config.hop_length
     options = {'num_quantizers': num_levels, 'denoise': jnp.array([denoise]) if denoise else None}
     step = _Streaming(self.model, 'encode', **options)
@@ -75,13 +74,18 @@ class Codec:
       self, packets: Iterable[np.ndarray], denoise: bool = False
   ) -> Iterator[np.ndarray]:
     """Yields f32[S] in [-1, 1], a block each, of int[T, Q] packets; Q may change between them."""
-    if denoise and self.config.denoising != 'decoder':
-      raise errors.UserError(f'{self.model.directory} cannot denoise when decoding: its denoising'
-                             f' is {self.config.denoising!r}')
+    if denoise:
+      self.check_denoising('decoder')
     step = _Streaming(self.model, 'decode', denoise=jnp.array([True]) if denoise else None)
     full = (self._filled(codes) for codes in packets)
     for block, length in _blocks(full, self._block):
       yield np.clip(step(block), -1.0, 1.0)[: length * self.config.hop_length]
+
+  def check_denoising(self, side: str) -> None:
+    """Raises an error when this model cannot take noise out on that side, 'encoder' or 'decoder'."""
+    if self.config.denoising != side:
+      raise errors.UserError(f'{self.model.directory} cannot denoise in its {side}: its denoising is'
+                             f' {self.config.denoising!r}')
 
   def explained(self, codes: np.ndarray) -> np.ndarray:
     """Returns f64[Q], how much of int[T, Q] codes each level explains.

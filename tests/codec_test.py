@@ -139,7 +139,7 @@ def test_denoising_in_chunks_is_denoising_of_the_whole(small_codec, export_codec
       decoded, _whole_decoded(model, codes, **denoise if decoding else {}), atol=DIFFERENCE)
   kept = (_whole_codes(model, waveform) if encoding else _whole_decoded(model, codes))
   assert not np.array_equal(kept, codes if encoding else decoded)
-  with pytest.raises(errors.UserError, match='cannot denoise when (en|de)coding: its denoising is'):
+  with pytest.raises(errors.UserError, match='cannot denoise in its (en|de)coder: its denoising is'):
     list(model.decode([codes], True) if encoding else model.encode([waveform], denoise=True))
 
 

@@ -1,6 +1,7 @@
 """Audio to a compact file of codes and back, at a bitrate of choice; - is stdin or stdout."""
 
 import contextlib
+import itertools
 import os
 import shutil
 import sys
@@ -79,11 +80,13 @@ def _codes(name: str):
 @contextlib.contextmanager
 def _target(name: str):
   """Yields a binary file that appears under its name when whole; of stdout, stdout itself."""
-  from musiclm_jax import audio
+  from musiclm_jax import audio, errors
 
   if name == '-':
     yield sys.stdout.buffer
     return
+  if os.path.isdir(name):
+    raise errors.UserError(f'{name} is a directory, wanted the name of a file to write')
   with audio.atomic_path(name, overwrite=True) as temporary, open(temporary, 'wb') as stream:
     yield stream
 
@@ -93,9 +96,14 @@ def _encode(args) -> None:
 
   model = codec.Codec.load(args.model)
   levels = model.levels(args.kbps)
-  with _source(args.input) as path, _target(args.output) as stream:
+  if args.denoise:
+    model.check_denoising('encoder')
+  with _source(args.input) as path:
     blocks = audio.blocks(path, model.config.sample_rate)
-    samples = codec.write(stream, model, blocks, levels, args.denoise)
+    first = next(blocks)  # what cannot be read is refused before a folder is made for the output
+    with _target(args.output) as stream:
+      blocks = itertools.chain([first], blocks)
+      samples = codec.write(stream, model, blocks, levels, args.denoise)
   seconds = samples / model.config.sample_rate
   print(f'{args.output}: {seconds:.2f} s at {model.config.kbps(levels):g} kbps', file=sys.stderr)
 

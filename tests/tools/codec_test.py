@@ -124,3 +124,9 @@ def test_an_existing_file_stays_when_the_new_one_fails(song, tmp_path):
   assert sorted(os.listdir(tmp_path)) == ['noise.wav', 'old.codes']
   assert _run('encode', song / 'a.wav', tmp_path / 'old.codes').returncode == 0
   assert (tmp_path / 'old.codes').read_bytes() == (song / 'a.codes').read_bytes()
+
+
+def test_an_output_that_cannot_be_is_refused_at_once(song, tmp_path):
+  _assert_one_line(_run('encode', song / 'a.wav', tmp_path), 'is a directory, wanted the name of')
+  _assert_one_line(_run('encode', song / 'no.wav', tmp_path / 'new' / 'a.codes'), 'does not exist')
+  assert not os.listdir(tmp_path)
