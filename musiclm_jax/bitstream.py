@@ -67,9 +67,13 @@ def unpack(packed: bytes, num_frames: int, num_levels: int, bits_per_code: int) 
   return bits @ (1 << np.arange(bits_per_code - 1, -1, -1, dtype=np.int32))
 
 
+def _packed_size(num_frames: int, num_levels: int, bits_per_code: int) -> int:
+  return -(-num_frames * num_levels * bits_per_code // 8)
+
+
 def packet_size(num_frames: int, num_levels: int, bits_per_code: int) -> int:
   """Returns the bytes that a packet takes in the file."""
-  return _PACKET.size + -(-num_frames * num_levels * bits_per_code // 8) + _CRC.size
+  return _PACKET.size + _packed_size(num_frames, num_levels, bits_per_code) + _CRC.size
 
 
 def frame_size() -> int:
@@ -142,7 +146,7 @@ class Reader:
       if not 0 < levels <= self.header.num_levels:
         raise self._error(f'is damaged: a packet has {levels} levels')
       bits = self.header.bits_per_code
-      packed = self._take(-(-frames * levels * bits // 8))
+      packed = self._take(_packed_size(frames, levels, bits))
       self._check(head + packed)
       yield unpack(packed, frames, levels, bits)
       frames_before += frames

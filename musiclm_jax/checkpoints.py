@@ -154,11 +154,9 @@ def token_fingerprint(model: ExportedModel, num_levels: int | None = None) -> st
   """
   if model.name != 'soundstream':
     return model.fingerprint
-  arrays = flax.traverse_util.flatten_dict(model.variables, sep='/')
-  parts = {name: array for name, array in arrays.items() if name.startswith('params/encoder/')}
-  if model.config.denoising == 'encoder':
-    parts |= {name: array for name, array in arrays.items() if name.startswith('params/film/')}
-  parts['embeddings'] = arrays['codebooks/quantizer/embeddings'][:num_levels]
+  params = {name: model.variables['params'][name] for name in model.config.encoding_params}
+  parts = flax.traverse_util.flatten_dict({'params': params}, sep='/')
+  parts['embeddings'] = model.variables['codebooks']['quantizer']['embeddings'][:num_levels]
   digest = hashlib.sha256()
   for name, array in sorted(parts.items()):
     digest.update(f'{name} {array.shape}'.encode())

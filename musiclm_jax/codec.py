@@ -37,7 +37,7 @@ class Codec:
     """Returns the codec of an exported model, by default the small one of the package."""
     return cls(checkpoints.load_model(directory or TINY, 'soundstream'), block_frames)
 
-  @property
+  @functools.cached_property
   def model_id(self) -> bytes:
     """Returns 16 bytes: which encoder and codebooks; codecs that differ in the decoder share it."""
     return bytes.fromhex(checkpoints.token_fingerprint(self.model))[:16]

@@ -177,16 +177,17 @@ def fit_codec_levels(
   if more < 1:
     raise errors.UserError(f'{model} has {codec.config.num_quantizers} levels, wanted more than'
                            f' that, not {num_quantizers}')
-  levels = jnp.arange(codec.config.num_quantizers)
+  quantize = quantizers.ResidualVectorQuantizer(codec.config.quantizer).bind({'codebooks': known})
 
-  def left_over(waveform: np.ndarray) -> np.ndarray:
-    heard = known['embeddings'][levels, codec.apply('encode', waveform)].sum(axis=-2)
-    left = codec.apply('embed', waveform) - heard
-    return np.asarray(left).reshape(-1, codec.config.dim)
+  @jax.jit
+  def left_over(vectors: jax.Array) -> jax.Array:
+    left = vectors - quantize.decode(quantize.encode(vectors))
+    return left.reshape(-1, codec.config.dim)
 
   train, held_out = _collect(
-      waveforms, lambda clip: _whole_seconds(clip, codec.config.hop_length), left_over, batch_size,
-      max_points, max_clips, seed)
+      waveforms, lambda clip: _whole_seconds(clip, codec.config.hop_length),
+      lambda waveform: np.asarray(left_over(codec.apply('embed', waveform))),
+      batch_size, max_points, max_clips, seed)
   _check_enough(train, codec.config.codebook_size, 'frames', waveforms)
   codebooks = jax.jit(quantizers.fit_residual_codebooks, static_argnums=(2, 3, 4))(
       jax.random.key(seed), train.points(), more, codec.config.codebook_size, num_iterations)

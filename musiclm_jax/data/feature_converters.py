@@ -18,7 +18,14 @@ class _Unpacked(seqio.FeatureConverter):
     return dict(task_feature_lengths)
 
 
-class WaveformFeatureConverter(_Unpacked):
+class _Waveforms(_Unpacked):
+  """A converter whose int16 features, kept small until here, become float32 in [-1, 1)."""
+
+  def _convert_features(self, ds, task_feature_lengths):
+    return ds.map(_to_float, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+class WaveformFeatureConverter(_Waveforms):
   """int16 samples, kept small through the shuffle buffer, become float32 in [-1, 1).
 
     {'waveform': [0, 16384, -32768]}  ->  {'waveform': [0., 0.5, -1.]}
@@ -27,28 +34,19 @@ class WaveformFeatureConverter(_Unpacked):
   TASK_FEATURES = {'waveform': _Spec(tf.int16)}
   MODEL_FEATURES = {'waveform': _Spec(tf.float32)}
 
-  def _convert_features(self, ds, task_feature_lengths):
-    return ds.map(_to_float, num_parallel_calls=tf.data.AUTOTUNE)
 
-
-class NoisyWaveformFeatureConverter(_Unpacked):
+class NoisyWaveformFeatureConverter(_Waveforms):
   """As WaveformFeatureConverter, with 'noise' of the same form beside 'waveform'."""
 
   TASK_FEATURES = {'waveform': _Spec(tf.int16), 'noise': _Spec(tf.int16)}
   MODEL_FEATURES = {'waveform': _Spec(tf.float32), 'noise': _Spec(tf.float32)}
 
-  def _convert_features(self, ds, task_feature_lengths):
-    return ds.map(_to_float, num_parallel_calls=tf.data.AUTOTUNE)
 
-
-class MusicTextFeatureConverter(_Unpacked):
+class MusicTextFeatureConverter(_Waveforms):
   """As WaveformFeatureConverter, with 'text_tokens' int32[N] passed on, 0 where padded."""
 
   TASK_FEATURES = {'waveform': _Spec(tf.int16), 'text_tokens': _Spec(tf.int32)}
   MODEL_FEATURES = {'waveform': _Spec(tf.float32), 'text_tokens': _Spec(tf.int32)}
-
-  def _convert_features(self, ds, task_feature_lengths):
-    return ds.map(_to_float, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 class TokenFeatureConverter(_Unpacked):

@@ -85,6 +85,11 @@ class SoundStreamConfig:
     return self.frame_rate * num_quantizers * self.bits_per_code / 1000
 
   @property
+  def encoding_params(self) -> tuple[str, ...]:
+    """Returns the top-level parameters that codes depend on, beside the codebooks."""
+    return ('encoder', 'film') if self.denoising == 'encoder' else ('encoder',)
+
+  @property
   def bits_per_code(self) -> int:
     return max(1, (self.codebook_size - 1).bit_length())
 

@@ -200,19 +200,14 @@ class SoundStreamObjective:
   def _generate(self, params, model_state, waveform, denoise, rng):
     """Returns (reconstruction f32[B, S], aux, {'codebooks': moved by their own rule})."""
     params, codebooks = self._generator(params), {'codebooks': model_state['codebooks']}
-    if self.train_encoder:
-      (reconstruction, aux), codebooks = self.model.apply(
-          {'params': params, **codebooks}, waveform, train=True, denoise=denoise,
-          rngs={'quantizer': rng}, mutable=['codebooks'],
-      )  # fmt: skip
-      return reconstruction, aux, dict(codebooks)
-    params = {**params, 'encoder': jax.lax.stop_gradient(params['encoder'])}
-    levels = jnp.full(waveform.shape[:1], self.config.num_quantizers)
-    if self.config.quantizer_dropout:
-      levels = jax.random.randint(rng, levels.shape, 1, self.config.num_quantizers + 1)
-    reconstruction, aux = self.model.apply(
-        {'params': params, **codebooks}, waveform, num_quantizers=levels, denoise=denoise)
-    return reconstruction, aux, codebooks
+    if not self.train_encoder:
+      frozen = {name: params[name] for name in self.config.encoding_params}
+      params = {**params, **jax.lax.stop_gradient(frozen)}
+    (reconstruction, aux), moved = self.model.apply(
+        {'params': params, **codebooks}, waveform, train=True, denoise=denoise,
+        rngs={'quantizer': rng}, mutable=['codebooks'],
+    )  # fmt: skip
+    return reconstruction, aux, dict(moved) if self.train_encoder else codebooks
 
   def _all_terms(self, params, target, reconstruction, step) -> dict[str, jax.Array]:
     """Returns `terms` and, with discriminators, those of both sides: f32[] each."""

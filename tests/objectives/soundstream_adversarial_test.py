@@ -129,6 +129,18 @@ def test_a_frozen_encoder_and_its_codebooks_do_not_move(started):
   assert _norm(updates['encoder']) == 0 < _norm(updates['decoder'])
 
 
+def test_a_frozen_encoder_has_a_frozen_film(started):
+  """What tells the encoder's side of the quantizer to denoise is part of what makes the tokens."""
+  config = dataclasses.replace(CONFIG, denoising='encoder')
+  objective = dataclasses.replace(
+      OBJECTIVE, config=config, train_encoder=False, discriminator=None, seconds=0.02,
+      spectral_windows=(64,))
+  film = {'dense': {'kernel': jnp.ones((2, 2 * CONFIG.dim))}}
+  params = started[0]['generator'] | {'film': film}
+  gradient = _loss_and_gradient(objective, params, started[1], 1, {})[1]
+  assert _norm(gradient['encoder']) == _norm(gradient['film']) == 0 < _norm(gradient['decoder'])
+
+
 def test_balanced_weights_are_shares(started):
   params, state = started
   objective = dataclasses.replace(
