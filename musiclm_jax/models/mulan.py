@@ -30,6 +30,7 @@ class EncoderConfig:
   num_layers: int = 12
   emb_dim: int = 768
   num_heads: int = 12
+  head_dim: int | None = None  # None: emb_dim / num_heads
   mlp_dim: int = 3072
   dropout_rate: float = 0.1
   norm_first: bool = False  # False: BERT, True: ViT
@@ -37,7 +38,7 @@ class EncoderConfig:
   dtype: str = 'float32'
 
   def __post_init__(self):
-    if self.emb_dim % self.num_heads:
+    if self.head_dim is None and self.emb_dim % self.num_heads:
       raise ValueError(f'emb_dim {self.emb_dim} is not divisible by num_heads {self.num_heads}')
 
 
@@ -169,7 +170,7 @@ class EncoderLayer(nn.Module):
 
   def _attend(self, x, mask):
     cfg = self.config
-    heads = (cfg.num_heads, cfg.emb_dim // cfg.num_heads)
+    heads = (cfg.num_heads, cfg.head_dim or cfg.emb_dim // cfg.num_heads)
     query, key, value = (
         _dense(heads, 'embed', 'heads', 'kv', dtype=cfg.dtype, name=name)(x)
         for name in ('query', 'key', 'value'))
