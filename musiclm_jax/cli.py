@@ -26,6 +26,14 @@ def positive(text: str) -> int:
   return value
 
 
+def count(text: str) -> int:
+  """Returns a whole number of at least 0."""
+  value = int(text)
+  if value < 0:
+    raise ValueError(f'{value} is negative')
+  return value
+
+
 def seed(text: str) -> int:
   """Returns a whole number that random generators take: 0 to 2**32 - 1."""
   value = int(text)

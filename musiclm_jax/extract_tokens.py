@@ -11,6 +11,7 @@ A clip shorter than 10 s has one window, filled up with silence; a clip shorter 
 whole second and is left out. Silent clips are kept: they are music's pauses.
 """
 
+import itertools
 import logging
 import pathlib
 import time
@@ -18,11 +19,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from musiclm_jax import audio, checkpoints, errors, token_layout
+from musiclm_jax import audio, checkpoints, errors, music_tokens, token_layout
 
 log = logging.getLogger(__name__)
-
-MULAN_WINDOW_SECONDS = 10
 
 
 class Tokenizer:
@@ -88,7 +87,7 @@ class Tokenizer:
                  for waveform, seconds in zip(waveforms, lengths, strict=True)]
     acoustic = self._acoustic_tokens(waveforms, lengths)
     semantic = self._semantic_tokens(waveforms, lengths)
-    mulan = self._mulan_windows(waveforms, lengths)
+    mulan = self._mulan_windows(waveforms)
     return [{'acoustic_tokens': a, 'semantic_tokens': s, **m}
             for a, s, m in zip(acoustic, semantic, mulan, strict=True)]
 
@@ -116,13 +115,14 @@ class Tokenizer:
           [own[index, second - starts[index]] for second, index in enumerate(owner)]))
     return tokens
 
-  def _mulan_windows(self, waveforms, lengths) -> list[dict[str, np.ndarray]]:
-    window = MULAN_WINDOW_SECONDS
-    counts = [max(seconds - window, 0) + 1 for seconds in lengths]
-    windows = (_fitted(waveform[start * audio.SAMPLE_RATE:], window)
-               for waveform, count in zip(waveforms, counts, strict=True) for start in range(count))
+  def _mulan_windows(self, waveforms) -> list[dict[str, np.ndarray]]:
+    window = music_tokens.WINDOW_SECONDS
+    cut = [music_tokens.windows(waveform, window * audio.SAMPLE_RATE, audio.SAMPLE_RATE)
+           for waveform in waveforms]
+    counts = [len(rows) for rows in cut]
     size = _windows_a_batch(self.batch_size, window)
-    embeddings = self._run('mulan', 'embed_audio', windows, sum(counts), size)
+    embeddings = self._run(
+        'mulan', 'embed_audio', itertools.chain(*cut), sum(counts), size)
     # Codes of what the record will hold, rounded to float16, so that they can be made again.
     embeddings = embeddings.astype(np.float16)
     rows = (row[None].astype(np.float32) for row in embeddings)
@@ -207,7 +207,7 @@ def extract_tokens(
         continue
       counts[split] += records.write_shard(target, _shard_records(path, tokenizer, report))
   records.write_info(output, {
-      'kind': 'tokens', 'records': counts, 'window_seconds': MULAN_WINDOW_SECONDS,
+      'kind': 'tokens', 'records': counts, 'window_seconds': music_tokens.WINDOW_SECONDS,
       'mulan_levels': saved.layout.mulan.num_levels,
       'acoustic_levels': saved.layout.acoustic.num_levels,
       'semantic_window_seconds': semantic_window_seconds})
@@ -287,16 +287,8 @@ def _check_fit(models: Mapping[str, checkpoints.ExportedModel]) -> None:
                      ('mulan', config['mulan'].sample_rate)):
     if rate != audio.SAMPLE_RATE:
       raise errors.UserError(f'{name} hears {rate} Hz, wanted {audio.SAMPLE_RATE}')
-  for name, dim, quantizer in (
-      ('w2v_bert', config['w2v_bert'].emb_dim, 'semantic_quantizer'),
-      ('mulan', config['mulan'].embedding_dim, 'mulan_quantizer')):
-    if dim != config[quantizer].dim:
-      raise errors.UserError(f'{name} gives vectors of {dim}, {quantizer} wants '
-                             f'{config[quantizer].dim}')
-    fitted_to = models[quantizer].extra.get('fitted_to', models[name].fingerprint)
-    if fitted_to != models[name].fingerprint:
-      raise errors.UserError(f'{quantizer} was fitted to a {name} with sha256 {fitted_to}, the one '
-                             f'given has {models[name].fingerprint}: fit it again')
+  for quantizer, name in (('semantic_quantizer', 'w2v_bert'), ('mulan_quantizer', 'mulan')):
+    music_tokens.check_fitted_to(models[quantizer], models[name])
   for name in ('soundstream', 'w2v_bert'):
     if int(config[name].frame_rate) != config[name].frame_rate:
       raise errors.UserError(f'{name} has {config[name].frame_rate} frames a second, wanted a whole '

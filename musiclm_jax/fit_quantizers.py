@@ -1,7 +1,9 @@
 """L4. Fits quantizers that are not trained by gradient, on features of trained models.
 
-  semantic_quantizer: w2v-BERT features -> per-dimension normalisation -> k-means
+  semantic_quantizer: w2v-BERT features -> per-dimension normalisation -> k-means, on a sample and
+    then, batch by batch, on the whole stream
   mulan_quantizer: MuLan embeddings of 10 s windows -> k-means on the residuals, level by level
+  melody_quantizer: melody embeddings of 4 s windows, likewise
   soundstream: further levels of a codec, likewise, on what its own levels leave over
 
 Axes: N points, D dim, B windows, S samples, K codes, Q levels.
@@ -9,15 +11,12 @@ Axes: N points, D dim, B windows, S samples, K codes, Q levels.
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
-from musiclm_jax import audio, checkpoints, errors
+from musiclm_jax import audio, checkpoints, errors, feature_stream, music_tokens
 from musiclm_jax.models import quantizers
 
 _log = logging.getLogger(__name__)
@@ -38,54 +37,17 @@ class FitReport:
   perplexity: tuple[float, ...]
 
 
-class PointSample:
-  """A uniform sample of at most `size` points of a stream, and the moments of all of them.
-
-  Every point draws a random key; the `size` smallest keys stay.
-  """
-
-  def __init__(self, size: int, seed: int):
-    self._size, self._rng = size, np.random.default_rng(seed)
-    self._keys, self._points = [], []
-    self._waiting = self.count = 0
-    self._sum = self._squares = 0.0
-
-  def add(self, points: np.ndarray) -> None:
-    """Takes f32[N, D]."""
-    self.count += len(points)
-    self._sum = self._sum + points.sum(0, dtype=np.float64)
-    self._squares = self._squares + np.square(points, dtype=np.float64).sum(0)
-    self._keys.append(self._rng.random(len(points)))
-    self._points.append(np.array(points, np.float32))
-    self._waiting += len(points)
-    if self._waiting > 2 * self._size:
-      self._shrink()
-
-  def _shrink(self):
-    keys, points = np.concatenate(self._keys), np.concatenate(self._points)
-    if len(keys) > self._size:
-      kept = np.sort(np.argpartition(keys, self._size)[:self._size])
-      keys, points = keys[kept], points[kept]
-    self._keys, self._points, self._waiting = [keys], [points], len(keys)
-
-  def points(self) -> np.ndarray:
-    """Returns f32[min(size, count), D]."""
-    self._shrink()
-    return self._points[0]
-
-  def moments(self) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (mean, standard deviation) f32[D] of every point added."""
-    mean = self._sum / self.count
-    variance = np.maximum(self._squares / self.count - mean ** 2, 0.0)
-    return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
-
-
 def fit_semantic_quantizer(
     model: str, waveforms: str, output: str, *, num_clusters: int = 1024,
-    num_iterations: int = 30, layer: int | None = None, max_points: int = 200_000,
-    max_clips: int | None = None, batch_size: int = 8, seed: int = 0, dtype: str = 'float32',
+    num_iterations: int = 30, num_passes: int | None = None, layer: int | None = None,
+    max_points: int = 200_000, max_clips: int | None = None, batch_size: int = 8, seed: int = 0,
+    dtype: str = 'float32',
 ) -> FitReport:
   """Writes an exported 'semantic_quantizer' to `output`; returns its report.
+
+  AudioLM section III-B: per-dimension normalisation, then k-means.  Lloyd's steps from a k-means++
+  start look at a sample; minibatch passes then move each centroid to the mean of all points that
+  were ever nearest to it (Sculley 2010).
 
   Args:
     model: directory of an exported w2v_bert.
@@ -93,39 +55,55 @@ def fit_semantic_quantizer(
     output: directory to write.
     num_clusters: K, codes of the tokenizer.
     num_iterations: Lloyd's steps after the k-means++ start.
+    num_passes: minibatch passes over all frames; by default one when the sample left frames out,
+      else none.
     layer: of the masked-prediction module; the model's own `feature_layer` by default.
-    max_points: frames k-means looks at, a uniform sample; mean and deviation see every frame.
+    max_points: frames of the sample; mean and deviation see every frame.
     max_clips: clips read of each split; all by default.
-    batch_size: clips a forward pass.
+    batch_size: clips a forward pass, over all devices.
     seed: of the sample and of the k-means++ start.
     dtype: how the centroids are stored.
   """
   exported = checkpoints.load_model(model, 'w2v_bert')
   layer = exported.config.feature_layer if layer is None else layer
-
-  def points(waveform: np.ndarray) -> np.ndarray:
-    features = np.asarray(exported.apply('features', waveform, layer=layer))
-    return features.reshape(-1, features.shape[-1])
-
   hop = exported.config.input_hop_length
-  train, held_out = _collect(
-      waveforms, lambda clip: _whole_seconds(clip, hop), points, batch_size, max_points, max_clips,
-      seed)
-  _check_enough(train, num_clusters, 'frames', waveforms)
-  mean, std = train.moments()
+  train, test = _streams(
+      waveforms, lambda clip: feature_stream.whole_seconds(clip, hop),
+      lambda waveform: exported.apply('features', waveform, layer=layer), batch_size, max_clips)
+  sample = train.sample(max_points, seed)
+  _check_enough(sample, num_clusters, 'frames', waveforms)
+  mean, std = sample.moments()
   std = np.maximum(std, 1e-5)
-  codebooks = jax.jit(quantizers.kmeans, static_argnums=(2, 3))(
-      jax.random.key(seed), (train.points() - mean) / std, num_clusters, num_iterations)
-  sample = held_out or train
-  report = _report((sample.points() - mean) / std, np.asarray(codebooks)[None], bool(held_out))
+  points = (sample.points() - mean) / std
+  centroids = jax.jit(quantizers.kmeans, static_argnums=(2, 3))(
+      jax.random.key(seed), points, num_clusters, num_iterations)
+  if num_passes is None:
+    num_passes = int(sample.count > len(points))
+  centroids = _minibatch_passes(train, num_passes, centroids, points, mean, std)
+  held_out = _held_out(test, max_points, seed)
+  report = _report(
+      (held_out.points() - mean) / std if held_out else points, centroids[None], bool(held_out))
   config = quantizers.KMeansConfig(dim=len(mean), num_centroids=num_clusters)
   checkpoints.export_model(
       output, 'semantic_quantizer', config,
-      {'codebooks': {'mean': mean, 'std': std, 'centroids': np.asarray(codebooks)}},
-      extra={'fitted_to': exported.fingerprint, 'layer': layer, 'frames': train.count,
-             'report': dataclasses.asdict(report)}, dtype=dtype)
+      {'codebooks': {'mean': mean, 'std': std, 'centroids': centroids}},
+      extra={'fitted_to': exported.fingerprint, 'layer': layer, 'frames': sample.count,
+             'passes': num_passes, 'report': dataclasses.asdict(report)}, dtype=dtype)
   _log_report(report)
   return report
+
+
+def _minibatch_passes(stream, num_passes: int, centroids, points, mean, std) -> np.ndarray:
+  """Returns f32[K, D] centroids after passes over the whole stream; they start as heavy as the
+  points [N, D] of the sample made them."""
+  update = jax.jit(lambda centroids, counts, values, weights: quantizers.minibatch_kmeans_step(
+      centroids, counts, (values - mean) / std, weights))
+  nearest = jax.jit(quantizers.nearest)(jnp.asarray(points), centroids)
+  counts = jnp.bincount(nearest, length=len(centroids)).astype(jnp.float32)
+  for _ in range(num_passes):
+    for values, weights in stream:
+      centroids, counts = update(centroids, counts, values, weights)
+  return np.asarray(centroids)
 
 
 def fit_mulan_quantizer(
@@ -141,21 +119,73 @@ def fit_mulan_quantizer(
   """
   exported = checkpoints.load_model(model, 'mulan')
   window, hop = (round(s * audio.SAMPLE_RATE) for s in (window_seconds, hop_seconds))
-  train, held_out = _collect(
-      waveforms, lambda clip: _windows(clip, window, hop),
-      lambda waveform: np.asarray(exported.apply('embed_audio', waveform)),
-      batch_size, max_points, max_clips, seed)
-  _check_enough(train, codebook_size, 'windows', waveforms)
-  codebooks = jax.jit(quantizers.fit_residual_codebooks, static_argnums=(2, 3, 4))(
-      jax.random.key(seed), train.points(), num_quantizers, codebook_size, num_iterations)
-  report = _report((held_out or train).points(), np.asarray(codebooks), bool(held_out))
+  train, test = _streams(
+      waveforms, lambda clip: music_tokens.windows(clip, window, hop),
+      lambda waveform: exported.apply('embed_audio', waveform), batch_size, max_clips)
+  sample = train.sample(max_points, seed)
+  _check_enough(sample, codebook_size, 'windows', waveforms)
+  codebooks, report = _fit_residual(
+      sample, test, num_quantizers, codebook_size, num_iterations, max_points, seed)
+  _log_report(report)
+  gap = _text_audio_gap(exported, waveforms, codebooks, 'test' if test else 'train', hop_seconds,
+                        max_clips)
   config = quantizers.ResidualVectorQuantizerConfig(
       dim=codebooks.shape[-1], num_quantizers=num_quantizers, codebook_size=codebook_size)
   checkpoints.export_model(
       output, 'mulan_quantizer', config,
       {'codebooks': quantizers.codebook_variables(codebooks)},
       extra={'fitted_to': exported.fingerprint, 'window_seconds': window_seconds,
-             'hop_seconds': hop_seconds, 'windows': train.count,
+             'hop_seconds': hop_seconds, 'windows': sample.count,
+             'report': dataclasses.asdict(report), **gap}, dtype=dtype)
+  return report
+
+
+def _text_audio_gap(mulan, waveforms, codebooks, split, hop_seconds, max_clips) -> dict:
+  """Logs how far the captions of a split lie from their clips; returns it for config.json."""
+  pairs = music_tokens.embed_pairs(mulan, waveforms, split, hop_seconds, max_clips)
+  if pairs is None:
+    _log.info('%s: no captions in its %s split, so text is not compared', waveforms, split)
+    return {}
+  captions, audio_rows = pairs.of()
+  gap = music_tokens.text_audio_gap(audio_rows, captions, codebooks)
+  for line in gap.describe().splitlines():
+    _log.info('%s split: %s', split, line)
+  return {'text_audio_gap': {'split': split, **dataclasses.asdict(gap)}}
+
+
+def fit_melody_quantizer(
+    model: str, waveforms: str, output: str, *, num_quantizers: int = 24,
+    codebook_size: int = 512, num_iterations: int = 50, hop_seconds: float | None = None,
+    max_points: int = 200_000, max_clips: int | None = None, batch_size: int = 16, seed: int = 0,
+    dtype: str = 'float32',
+) -> FitReport:
+  """Writes an exported 'melody_quantizer' to `output`; returns its report.
+
+  Arguments as for `fit_mulan_quantizer`; `model` is an exported melody, whose `window_seconds` are
+  heard, `hop_seconds` apart (the model's by default: 4 s every 3 s). `waveforms` are records of
+  melodies, of which every version counts, or of any music.
+  """
+  exported = checkpoints.load_model(model, 'melody')
+  config = exported.config
+  if config.sample_rate != audio.SAMPLE_RATE:
+    raise errors.UserError(f'{model} hears {config.sample_rate} Hz, wanted {audio.SAMPLE_RATE}')
+  hop_seconds = config.hop_seconds if hop_seconds is None else hop_seconds
+  window, hop = config.window_samples, round(hop_seconds * audio.SAMPLE_RATE)
+  train, test = _streams(
+      waveforms, lambda clip: music_tokens.windows(clip, window, hop),
+      lambda waveform: exported.apply('embed', waveform), batch_size, max_clips,
+      ('waveforms', 'melodies'))
+  sample = train.sample(max_points, seed)
+  _check_enough(sample, codebook_size, 'windows', waveforms)
+  codebooks, report = _fit_residual(
+      sample, test, num_quantizers, codebook_size, num_iterations, max_points, seed)
+  checkpoints.export_model(
+      output, 'melody_quantizer',
+      quantizers.ResidualVectorQuantizerConfig(
+          dim=codebooks.shape[-1], num_quantizers=num_quantizers, codebook_size=codebook_size),
+      {'codebooks': quantizers.codebook_variables(codebooks)},
+      extra={'fitted_to': exported.fingerprint, 'window_seconds': config.window_seconds,
+             'hop_seconds': hop_seconds, 'windows': sample.count,
              'report': dataclasses.asdict(report)}, dtype=dtype)
   _log_report(report)
   return report
@@ -181,17 +211,15 @@ def fit_codec_levels(
 
   @jax.jit
   def left_over(vectors: jax.Array) -> jax.Array:
-    left = vectors - quantize.decode(quantize.encode(vectors))
-    return left.reshape(-1, codec.config.dim)
+    return vectors - quantize.decode(quantize.encode(vectors))
 
-  train, held_out = _collect(
-      waveforms, lambda clip: _whole_seconds(clip, codec.config.hop_length),
-      lambda waveform: np.asarray(left_over(codec.apply('embed', waveform))),
-      batch_size, max_points, max_clips, seed)
-  _check_enough(train, codec.config.codebook_size, 'frames', waveforms)
-  codebooks = jax.jit(quantizers.fit_residual_codebooks, static_argnums=(2, 3, 4))(
-      jax.random.key(seed), train.points(), more, codec.config.codebook_size, num_iterations)
-  report = _report((held_out or train).points(), np.asarray(codebooks), bool(held_out))
+  train, test = _streams(
+      waveforms, lambda clip: feature_stream.whole_seconds(clip, codec.config.hop_length),
+      lambda waveform: left_over(codec.apply('embed', waveform)), batch_size, max_clips)
+  sample = train.sample(max_points, seed)
+  _check_enough(sample, codec.config.codebook_size, 'frames', waveforms)
+  codebooks, report = _fit_residual(
+      sample, test, more, codec.config.codebook_size, num_iterations, max_points, seed)
   new = quantizers.codebook_variables(codebooks)
   joined = {name: jnp.concatenate([known[name], new[name]]) for name in ('embeddings', 'counts')}
   checkpoints.export_model(
@@ -202,67 +230,39 @@ def fit_codec_levels(
   return report
 
 
-def _whole_seconds(clip: np.ndarray, hop: int) -> np.ndarray:
-  """Returns f32[1, S]: the clip without its last fraction of a second, so that few shapes occur."""
-  samples = len(clip) // audio.SAMPLE_RATE * audio.SAMPLE_RATE
-  return clip[None, :samples] if samples >= hop else clip[None, :0]
+def _streams(
+    waveforms: str, cut, features, batch_size: int, max_clips: int | None,
+    kinds: tuple[str, ...] = ('waveforms',),
+) -> tuple[feature_stream.FeatureStream, feature_stream.FeatureStream | None]:
+  """Returns the points of the train split, and of the test split or None when there is none.
 
-
-def _windows(clip: np.ndarray, window: int, hop: int) -> np.ndarray:
-  """Returns f32[B, S], every window that fits; a clip shorter than one is followed by silence."""
-  if len(clip) < window:
-    return np.pad(clip, (0, window - len(clip)))[None]
-  starts = range(0, len(clip) - window + 1, hop)
-  return np.stack([clip[start:start + window] for start in starts])
-
-
-def _collect(
-    waveforms: str, cut: Callable[[np.ndarray], np.ndarray],
-    points: Callable[[np.ndarray], np.ndarray], batch_size: int, max_points: int,
-    max_clips: int | None, seed: int) -> tuple[PointSample, PointSample | None]:
-  """Returns the points of the train split, and of the test split or None when there is none."""
+  `waveforms` holds records of one of `kinds`.
+  """
   from musiclm_jax.data import records  # TensorFlow: not for a look at the report
-  records.read_info(waveforms, 'waveforms')
-  samples = {}
-  for split in ('train', 'test'):
-    if split == 'test' and split not in records.splits(waveforms):
-      continue
-    sample = PointSample(max_points, seed)
-    with tqdm.tqdm(desc=f'features of {split}', unit=' clips') as progress:
-      clips = _clips(records, waveforms, split, max_clips, progress)
-      for batch in _batches(clips, cut, batch_size):
-        sample.add(points(batch))
-    samples[split] = sample
-  held_out = samples.get('test')
-  return samples['train'], held_out if held_out and held_out.count else None
+  kind = records.read_info(waveforms, *kinds)['kind']
+  train, test = (
+      feature_stream.FeatureStream(waveforms, split, cut, features, batch_size, max_clips, kind)
+      if split == 'train' or split in records.splits(waveforms) else None
+      for split in ('train', 'test'))
+  return train, test
 
 
-def _clips(records: Any, waveforms: str, split: str, max_clips: int | None, progress):
-  for index, record in enumerate(records.read_waveforms(waveforms, split)):
-    if max_clips is not None and index >= max_clips:
-      return
-    yield record['waveform']
-    progress.update()
+def _held_out(stream: feature_stream.FeatureStream | None, size: int, seed: int):
+  """Returns a sample of the held-out points, or None when there are none."""
+  sample = stream.sample(size, seed) if stream else None
+  return sample if sample and sample.count else None
 
 
-def _batches(clips: Iterator[np.ndarray], cut, batch_size: int) -> Iterator[np.ndarray]:
-  """Yields f32[batch_size, S] rows of equal length; the last of each length may be fewer."""
-  waiting = {}
-  for clip in clips:
-    rows = cut(clip)
-    if not rows.shape[1]:
-      continue
-    queue = waiting.setdefault(rows.shape[1], [])
-    queue.extend(rows)
-    while len(queue) >= batch_size:
-      yield np.stack(queue[:batch_size])
-      del queue[:batch_size]
-  for queue in waiting.values():
-    if queue:
-      yield np.stack(queue)
+def _fit_residual(sample, test, num_quantizers, codebook_size, num_iterations, max_points, seed):
+  """Returns (codebooks f32[Q, K, D], their report on the held-out stream `test` if there is one)."""
+  codebooks = jax.jit(quantizers.fit_residual_codebooks, static_argnums=(2, 3, 4))(
+      jax.random.key(seed), sample.points(), num_quantizers, codebook_size, num_iterations)
+  held_out = _held_out(test, max_points, seed)
+  report = _report((held_out or sample).points(), np.asarray(codebooks), bool(held_out))
+  return codebooks, report
 
 
-def _check_enough(sample: PointSample, num_codes: int, unit: str, waveforms: str) -> None:
+def _check_enough(sample: feature_stream.PointSample, num_codes: int, unit: str, waveforms: str) -> None:
   if sample.count < num_codes:
     raise errors.UserError(
         f'{waveforms} gives {sample.count} {unit} to fit, wanted at least one for each of the '

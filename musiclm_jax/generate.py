@@ -25,11 +25,12 @@ import numpy as np
 import tqdm
 from etils import epath
 
-from musiclm_jax import audio, checkpoints, errors, sampling, text, token_layout
+from musiclm_jax import audio, checkpoints, errors, music_tokens, sampling, text, token_layout
 
 log = logging.getLogger(__name__)
 
 MODELS = ('soundstream', 'mulan', 'mulan_quantizer', *token_layout.STAGES)
+TEXT_MAPPER = 'mulan_mapper'  # an option: tools/fit_mapper.py
 TINY = epath.Path(__file__).parent / 'pretrained' / 'tiny'
 MAX_PROMPT_CHARACTERS = 2000
 MAX_SECONDS = 600.0
@@ -77,12 +78,15 @@ class MusicLM:
     return found
 
   def mulan_codes(self, prompts: Sequence[str]) -> np.ndarray:
-    """Returns M_T int32[B, 1, Q]: the text embeddings through the RVQ of the audio embeddings."""
-    mulan, quantizer = self.models['mulan'], self.models['mulan_quantizer']
-    ids = self.tokenizer.encode(list(prompts), mulan.config.text.max_length)
-    embeddings = mulan.apply('embed_text', ids)
-    codes = quantizer.apply('encode', embeddings[:, None])
-    return np.asarray(codes[:, :, : self.layout.mulan.num_levels])
+    """Returns M_T int32[B, 1, Q]: the text embeddings through the RVQ of the audio embeddings.
+
+    Q is what the stages were trained with, which may be fewer levels than the quantizer has.
+    """
+    embeddings = music_tokens.embed_text(self.models['mulan'], self.tokenizer, prompts)
+    if mapper := self.models.get(TEXT_MAPPER):
+      embeddings = music_tokens.map_text(mapper, embeddings)
+    levels = self.layout.mulan.num_levels
+    return music_tokens.tokens(embeddings, self.models['mulan_quantizer'], levels)[:, None]
 
   def generate(
       self,
@@ -162,12 +166,16 @@ class MusicLM:
     return stage.unflatten(np.asarray(ids))
 
 
-def load(directory: str | os.PathLike | None = None) -> MusicLM:
-  """Returns the models of `directory` (default: the tiny set of the package)."""
+def load(directory: str | os.PathLike | None = None, text_mapper: bool = False) -> MusicLM:
+  """Returns the models of `directory` (default: the tiny set of the package).
+
+  `text_mapper`: prompts go through its mulan_mapper, too.
+  """
   directory = epath.Path(directory or TINY)
   if not directory.exists():
     raise errors.UserError(f'model directory {directory} does not exist')
-  models = {name: checkpoints.load_model(directory / name, name) for name in MODELS}
+  names = (*MODELS, TEXT_MAPPER) if text_mapper else MODELS
+  models = {name: checkpoints.load_model(directory / name, name) for name in names}
   layouts = {name: token_layout.read_layout(directory / name) for name in token_layout.STAGES}
   saved = layouts['semantic']
   beside = {
@@ -182,6 +190,8 @@ def load(directory: str | os.PathLike | None = None) -> MusicLM:
   for name in token_layout.STAGES:
     _check_stage(models[name], layouts[name].layout)
   models['mulan'].config.text.check_vocabulary(tokenizer.vocab_size, tokenizer.vocab_file)
+  if text_mapper:
+    music_tokens.check_fitted_to(models[TEXT_MAPPER], models['mulan'])
   return MusicLM(models, saved.layout, tokenizer)
 
 
@@ -225,6 +235,7 @@ def generate_files(
     seed: int = 0,
     num_samples: int = 1,
     model: str | None = None,
+    text_mapper: bool = False,
     temperatures: Temperatures = Temperatures(),
     plot: bool = False,
 ) -> list[str]:
@@ -237,7 +248,7 @@ def generate_files(
   outputs = output_names(output, num_samples)
   for name in outputs:
     audio.check_writable(name, overwrite=True)
-  musiclm = load(model)
+  musiclm = load(model, text_mapper)
   for warning in musiclm.unheard(prompt):
     log.warning('warning: %s', warning)
   waveforms = musiclm.generate(

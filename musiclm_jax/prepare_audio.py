@@ -3,11 +3,22 @@
   music/rock/a.flac (70.5 s)  ->  clips rock/a.flac-000 (24 s), -001 (24 s), -002 (22.5 s)
 
 A file that cannot be read is reported, counted and left out; it does not end the run.
+
+Texts beside the captions, by MuLan's sources (text.py, SOURCES), come from the field
+'texts' of a line of corpus.jsonl, {"short": ["sad piano"], "labels": ["Piano", "Sad music"]}, or
+from a third column of the csv; a row that names no source is a caption:
+
+  path,caption,source
+  rock/a.flac,A loud song with guitars.,
+  rock/a.flac,loud rock,short
+  rock/a.flac,Songs for the road,playlist
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -17,7 +28,7 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -38,15 +49,20 @@ class Source:
   split: str
   captions: tuple[str, ...] = ()
   piece: str = ''
+  texts: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
 class Summary:
-  """What was written, and why files were left out: {path: reason}."""
+  """What was written, and why files were left out: {path: reason}.
+
+  texts: {split: {source: clips that have texts of it}}.
+  """
 
   clips: dict[str, int] = dataclasses.field(default_factory=dict)
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)
   longest: float = 0.0
+  texts: dict[str, collections.Counter] = dataclasses.field(default_factory=dict)
   failed: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -66,7 +82,8 @@ def prepare_audio(
   Args:
     input_dir: has a corpus.jsonl (which then says splits and captions), or is any folder of audio.
     output_dir: must be empty or missing.
-    captions: csv with columns path (below input_dir) and caption; a file may have several rows.
+    captions: csv with columns path (below input_dir), caption and, if you like, source; a file may
+      have several rows.
     clip_seconds: longest clip; longer files are cut into equal parts at whole seconds.
     test_fraction: share of a folder's files held out, chosen by the hash of their name.
     num_shards: files written for each split, at most one for each source file.
@@ -142,15 +159,21 @@ def _corpus_sources(folder: pathlib.Path) -> Iterator[Source]:
 
 def _corpus_source(folder: pathlib.Path, clip: dict, where: str) -> Source:
   """Returns a line of corpus.jsonl, which may come from anywhere: nothing leads out of `folder`."""
-  texts = [clip['id'], clip['split'], clip['path'], clip.get('piece', ''), *clip['captions']]
-  if isinstance(clip['captions'], str) or not all(isinstance(text, str) for text in texts):
-    raise TypeError('captions is not a list of strings, or another field is not a string')
-  for value in texts:
+  captions, texts = clip['captions'], dict(clip.get('texts', {}))
+  lists = [captions, *texts.values()]
+  strings = [clip['id'], clip['split'], clip['path'], clip.get('piece', ''), *itertools.chain(*lists)]
+  if any(isinstance(values, str) for values in lists) or not all(
+      isinstance(value, str) for value in strings):
+    raise TypeError('captions or a source of texts is not a list of strings, or another field is '
+                    'not a string')
+  for value in strings:
     value.encode()  # a ValueError for what no record can hold
+  _check_sources(texts, where)
   if not re.fullmatch(r'[A-Za-z0-9_]+', clip['split']):
     raise ValueError(f'split {clip["split"]!r} is not a word')
   return Source(audio.path_inside(folder, clip['path'], where), clip['id'], clip['split'],
-                tuple(clip['captions']), clip.get('piece', ''))
+                tuple(captions), clip.get('piece', ''),
+                {source: tuple(values) for source, values in texts.items() if values})
 
 
 def _folder_sources(folder, captions_path, test_fraction) -> list[Source]:
@@ -161,8 +184,13 @@ def _folder_sources(folder, captions_path, test_fraction) -> list[Source]:
       raise errors.UserError(f'{folder}: the file name {name!r} is not UTF-8, rename it')
   captions = _read_captions(captions_path, names) if captions_path else {}
   test = _held_out(names, test_fraction)
-  return [Source(os.fspath(folder / name), name, 'test' if name in test else 'train',
-                 tuple(captions.get(name, ())), name) for name in names]
+
+  def source(name: str) -> Source:
+    texts = {of: tuple(values) for of, values in captions.get(name, {}).items()}
+    return Source(os.fspath(folder / name), name, 'test' if name in test else 'train',
+                  texts.pop('', ()), name, texts)
+
+  return [source(name) for name in names]
 
 
 def _unreadable(name: str) -> bool:
@@ -182,12 +210,22 @@ def _held_out(names: list[str], fraction: float) -> set[str]:
   return test
 
 
-def _read_captions(path: str, names: list[str]) -> dict[str, list[str]]:
+def _check_sources(found: Iterable[str], where: str) -> None:
+  if unknown := sorted(set(found) - set(text.SOURCES)):
+    raise errors.UserError(
+        f'{where}: unknown text source {unknown[0]!r}, wanted one of {list(text.SOURCES)}')
+
+
+def _read_captions(path: str, names: list[str]) -> dict[str, dict[str, list[str]]]:
+  """Returns {file: {source: texts}}; the source of plain captions is ''."""
   known, captions, unknown = set(names), {}, 0
-  for row in text.read_table(path, ('path', 'caption')):
+  for number, row in enumerate(text.read_table(path, ('path', 'caption')), 2):
+    source = row.get('source', '').strip()
+    if source:
+      _check_sources([source], f'{path}, line {number}')
     name = pathlib.PurePosixPath(row['path']).as_posix()
     if name in known and row['caption'].strip():
-      captions.setdefault(name, []).append(row['caption'].strip())
+      captions.setdefault(name, {}).setdefault(source, []).append(row['caption'].strip())
     else:
       unknown += 1
   if not captions:
@@ -240,8 +278,8 @@ class _Writer:
       for i, (start, end) in enumerate(bounds):
         clip_id = source.id if len(bounds) == 1 else f'{source.id}-{i:03d}'
         yield records.waveform_record(
-            clip_id, waveform[start:end], source.captions, source.piece or source.id)
-      self._done(split, np.diff(bounds)[:, 0] / audio.SAMPLE_RATE)
+            clip_id, waveform[start:end], source.captions, source.piece or source.id, source.texts)
+      self._done(split, np.diff(bounds)[:, 0] / audio.SAMPLE_RATE, source.texts)
 
   def _failed(self, path: str, reason: str) -> None:
     with self._lock:
@@ -249,11 +287,13 @@ class _Writer:
       self._bar.write(f'left out: {reason}', file=sys.stderr)
       self._bar.update()
 
-  def _done(self, split: str, lengths: np.ndarray) -> None:
+  def _done(self, split: str, lengths: np.ndarray, texts: Iterable[str]) -> None:
     with self._lock:
       summary = self.summary
       summary.clips[split] = summary.clips.get(split, 0) + len(lengths)
       summary.seconds[split] = summary.seconds.get(split, 0.0) + float(lengths.sum())
+      counts = summary.texts.setdefault(split, collections.Counter())
+      counts.update(dict.fromkeys(texts, len(lengths)))
       summary.longest = max(summary.longest, float(lengths.max()))
       self._bar.update()
 
@@ -268,7 +308,9 @@ class _Writer:
     records.write_info(self.output_dir, {
         'kind': 'waveforms', 'sample_rate': audio.SAMPLE_RATE, 'clips': summary.clips,
         'seconds': {split: round(summary.seconds.get(split, 0.0), 3) for split in self.splits},
-        'longest_seconds': summary.longest, 'failed': len(summary.failed)})
+        'longest_seconds': summary.longest, 'failed': len(summary.failed),
+        'texts': {split: dict(sorted(counts.items()))
+                  for split, counts in sorted(summary.texts.items())}})
     hours = sum(summary.seconds.values()) / 3600
     log.info('%s: %s clips, %.2f hours; %d of %d files left out', self.output_dir,
              ' + '.join(f'{count} {split}' for split, count in sorted(summary.clips.items())),

@@ -5,6 +5,7 @@ The same ids inside a tf.data graph: data/vocabularies.py.
 
 import collections
 import csv
+import itertools
 import json
 import os
 import re
@@ -16,6 +17,8 @@ from musiclm_jax import audio, errors
 
 PAD, UNK, CLS, SEP, MASK = '[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'
 SPECIAL_TOKENS = (PAD, UNK, CLS, SEP, MASK)
+# MuLan (2208.12415): titles and tags, descriptions, playlist titles, AudioSet label names.
+SOURCES = ('short', 'long', 'playlist', 'labels')
 MAX_CHARACTERS = 20_000  # of one text; the rest is not read (a text has at most 512 wordpieces)
 MAX_WORD_CHARACTERS = 100  # a longer word is one [UNK]
 MAX_ALPHABET = 500
@@ -131,7 +134,10 @@ def train_vocabulary(texts: Iterable[str], size: int, path: str) -> list[str]:
 
 
 def read_captions(path: str) -> Iterator[str]:
-  """Yields the texts of a corpus.jsonl (captions and aspects), a csv (column caption) or a txt."""
+  """Yields the texts of a corpus.jsonl (captions, aspects and those of SOURCES), a csv or a txt.
+
+  The csv has a column caption.
+  """
   suffix = os.path.splitext(path)[1].lower()
   if suffix not in ('.jsonl', '.csv', '.txt'):
     raise errors.UserError(f'captions {path}: ending {suffix!r}; wanted .jsonl, .csv or .txt')
@@ -147,8 +153,10 @@ def read_captions(path: str) -> Iterator[str]:
         continue
       try:
         clip = json.loads(line)
-        texts = [*clip['captions'], *clip.get('aspects', ())]
-        if isinstance(clip['captions'], str) or not all(isinstance(text, str) for text in texts):
+        lists = [clip['captions'], clip.get('aspects', ()), *dict(clip.get('texts', {})).values()]
+        texts = list(itertools.chain(*lists))
+        if any(isinstance(texts, str) for texts in lists) or not all(
+            isinstance(text, str) for text in texts):
           raise TypeError
         yield from texts
       except (ValueError, KeyError, TypeError, RecursionError):

@@ -33,6 +33,10 @@ class TrainingDiverged(errors.UserError):
   """The loss or the gradient is not finite: names the step and the last good checkpoint."""
 
 
+class TrainingCollapsed(errors.UserError):
+  """The objective sees a trivial solution in its metrics: names the step and the last checkpoint."""
+
+
 def train(
     *,
     workdir: str,
@@ -57,8 +61,9 @@ def train(
 ) -> train_state.TrainState:
   """Returns the state after `total_steps`; goes on from the last checkpoint in `workdir`.
 
-  SIGTERM and, on a single host, SIGINT save a checkpoint and return early.  A resumed run is the same run bit for bit,
-  given the same dataset, seed, batch size and devices.
+  SIGTERM and, on a single host, SIGINT save a checkpoint and return early.  A resumed run is the
+  same run bit for bit, given the same dataset, seed, batch size and devices.  Raises
+  TrainingDiverged or TrainingCollapsed (see Objective.check_metrics) instead of training on.
 
   Args:
     workdir: local or gs:// directory of the run.
@@ -106,7 +111,9 @@ def train(
   writer = metric_writers.MetricWriter(workdir, start)
   every = _Every(total_steps, log_every, eval_every if eval_dataset else None, checkpoint_every)
   with partitioning.activate(mesh), contextlib.closing(saved), contextlib.closing(writer):
-    state = _loop(state, train_step, batches, saved, evaluate, writer, every)
+    state = _loop(
+        state, train_step, batches, saved, evaluate, writer, every,
+        getattr(objective, 'check_metrics', None))
   if export_dir and int(state.step) >= total_steps:
     run_files.export(workdir, export_dir, dtype=export_dtype)
   return state
@@ -131,7 +138,7 @@ class _Every(NamedTuple):
   checkpoint: int
 
 
-def _loop(state, train_step, batches, saved, evaluate, writer, every: _Every):
+def _loop(state, train_step, batches, saved, evaluate, writer, every: _Every, check_metrics):
   """Returns the state after `every.total` steps, or after the step a signal came in."""
   step = start = int(state.step)
   progress = metric_writers.ProgressLine(start, every.total)
@@ -158,6 +165,9 @@ def _loop(state, train_step, batches, saved, evaluate, writer, every: _Every):
         progress.report(step, means['loss'])
         writer.speed(step, progress.steps_per_second)
         writer.scalars(step, {f'train/{name}': value for name, value in means.items()})
+        if check_metrics and (problem := check_metrics(step, means)):
+          raise TrainingCollapsed(
+              f'training collapsed by step {step}: {problem}; {_last_checkpoint(saved)}')
       if saves:
         saved.save(step, state, batches.iterator)
       if every.evaluate and (step % every.evaluate == 0 or last) and not stopping:
@@ -298,13 +308,16 @@ def _check_finite(window: list, step: int, saved: checkpoints.TrainingCheckpoint
   values = jax.device_get([[metrics[name] for name in names] for metrics in window])
   for number, norms in enumerate(values, start=step - len(values) + 1):
     if not np.isfinite(norms).all():
-      saved.wait()
-      good = saved.latest_step()
       found = ', '.join(f'{name} {value}' for name, value in zip(names, norms, strict=True))
       raise TrainingDiverged(
-          f'training diverged at step {number}: {found};'
-          f' last good checkpoint: {"none" if good is None else f"step {good}"}'
-      )
+          f'training diverged at step {number}: {found}; {_last_checkpoint(saved, "good ")}')
+
+
+def _last_checkpoint(saved: checkpoints.TrainingCheckpoints, kind: str = '') -> str:
+  """Returns 'last checkpoint: step 200', once it is written."""
+  saved.wait()
+  step = saved.latest_step()
+  return f'last {kind}checkpoint: {"none" if step is None else f"step {step}"}'
 
 
 class _Stop:

@@ -22,7 +22,7 @@ def records_source(
     directories: Directories, kind: str, features: Mapping) -> seqio.TFExampleDataSource:
   """Returns the splits of all `directories` together; each must be complete (info.json).
 
-  `kind` is 'waveforms' or 'tokens'.
+  `kind` is 'waveforms', 'melodies' or 'tokens'.
   """
   shards = {}
   for directory in as_list(directories):
@@ -35,6 +35,6 @@ def records_source(
   return seqio.TFExampleDataSource(shards, features, cycle_length=4, block_length=1)
 
 
-def integers(dtype) -> seqio.Feature:
+def integers(dtype, rank: int = 1) -> seqio.Feature:
   """Returns the seqio feature of an array without a vocabulary."""
-  return seqio.Feature(seqio.PassThroughVocabulary(size=1), add_eos=False, dtype=dtype)
+  return seqio.Feature(seqio.PassThroughVocabulary(size=1), add_eos=False, dtype=dtype, rank=rank)

@@ -18,15 +18,15 @@ def tokens(directory: sources.Directories, layout: token_layout.TokenLayout, sta
   """Returns an unregistered task of {'prefix': int32[P], 'targets': int32[N]}, ids of `stage`.
 
   `layout` must have the streams the records were written with (layout.json); which levels are
-  coarse is the reader's choice. All directories must come from the same tokenizers.
+  coarse, and how many of MuLan's are used, is the reader's choice. All directories must come from
+  the same tokenizers.
   """
   if seconds < 1 or seconds % 1:
     raise errors.UserError(f'a crop of {seconds} s, wanted whole seconds: where streams stay aligned')
   directories = sources.as_list(directory)
   source = sources.records_source(directories, 'tokens', records.TOKEN_FEATURES)
   saved = [token_layout.read_layout(path) for path in directories]
-  recorded = dataclasses.replace(saved[0].layout, coarse_levels=layout.coarse_levels,
-                                 fine_uses_mulan=layout.fine_uses_mulan)
+  recorded = _as_used(saved[0].layout, layout, directories[0])
   token_layout.check_same(layout, recorded, 'the configured layout', directories[0])
   for other, path in zip(saved[1:], directories[1:], strict=True):
     token_layout.check_same(saved[0], other, directories[0], path)
@@ -37,7 +37,7 @@ def tokens(directory: sources.Directories, layout: token_layout.TokenLayout, sta
       f'tokens_{stage}',
       source=source,
       preprocessors=[
-          preprocessors.parse_tokens(layout, embedding_dim=codebooks.shape[-1]),
+          preprocessors.parse_tokens(saved[0].layout, embedding_dim=codebooks.shape[-1]),
           preprocessors.crop_tokens(layout, stage_layout, codebooks, window_seconds,
                                     crops_per_record),
       ],
@@ -45,6 +45,17 @@ def tokens(directory: sources.Directories, layout: token_layout.TokenLayout, sta
                        'targets': sources.integers(tf.int32)},
       shuffle_buffer_size=shuffle_buffer_size,
   )
+
+
+def _as_used(recorded: token_layout.TokenLayout, layout: token_layout.TokenLayout,
+             directory: str) -> token_layout.TokenLayout:
+  """Returns the recorded layout with what the reader may choose taken from `layout`."""
+  used, most = layout.mulan.num_levels, recorded.mulan.num_levels
+  if not 1 <= used <= most:
+    raise errors.UserError(f'the configured layout uses {used} levels of mulan, {directory} has {most}')
+  return dataclasses.replace(
+      recorded, mulan=dataclasses.replace(recorded.mulan, num_levels=used),
+      coarse_levels=layout.coarse_levels, fine_uses_mulan=layout.fine_uses_mulan)
 
 
 def _codebooks(directory: str) -> np.ndarray:

@@ -1,38 +1,10 @@
-"""Quantizer fitting: the sample, the windows, and both fits end to end on a few clips."""
+"""Quantizer fitting: the fits end to end on a few clips."""
 
 import numpy as np
 import pytest
 
-from musiclm_jax import checkpoints, errors, fit_quantizers
+from musiclm_jax import checkpoints, errors, fit_quantizers, generate
 from musiclm_jax.data import records
-
-
-def test_sample_is_everything_while_it_fits_and_uniform_after():
-  sample = fit_quantizers.PointSample(100, seed=0)
-  sample.add(np.arange(60.0)[:, None])
-  np.testing.assert_array_equal(sample.points()[:, 0], np.arange(60))
-  for start in range(60, 1000, 20):
-    sample.add(np.arange(start, start + 20.0)[:, None])
-  points = sample.points()[:, 0]
-  assert points.shape == (100,) and sample.count == 1000
-  assert len(np.unique(points)) == 100
-  assert 380 < points.mean() < 620
-  mean, std = sample.moments()  # of all thousand, not of the sample
-  np.testing.assert_allclose(mean, [499.5])
-  np.testing.assert_allclose(std, [np.arange(1000).std()], rtol=1e-6)
-
-
-def test_windows_fit_or_are_followed_by_silence():
-  clip = np.arange(1, 8, dtype=np.float32)
-  np.testing.assert_array_equal(
-      fit_quantizers._windows(clip, 4, 2), [[1, 2, 3, 4], [3, 4, 5, 6]])
-  np.testing.assert_array_equal(fit_quantizers._windows(clip[:3], 4, 2), [[1, 2, 3, 0]])
-
-
-def test_batches_hold_one_length():
-  clips = [np.full(n, n, np.float32) for n in (2, 3, 2, 2, 3)]
-  batches = list(fit_quantizers._batches(iter(clips), lambda clip: clip[None], 2))
-  assert [batch.shape for batch in batches] == [(2, 2), (2, 3), (1, 2)]
 
 
 def test_report_by_hand():
@@ -97,6 +69,17 @@ def test_semantic_quantizer(w2v_bert, waveforms, tmp_path):
   assert again == report
 
 
+def test_a_pass_over_all_frames_mends_a_poor_sample(w2v_bert, waveforms, tmp_path):
+  fits = [
+      fit_quantizers.fit_semantic_quantizer(
+          w2v_bert, waveforms, str(tmp_path / str(passes)), num_clusters=16, max_points=24,
+          num_passes=passes)
+      for passes in (0, 3, None)]
+  assert fits[1].error[0] < 0.95 * fits[0].error[0]
+  passes = [checkpoints.load_model(tmp_path / str(n)).extra['passes'] for n in (0, 3, None)]
+  assert passes == [0, 3, 1]  # the sample left frames out: one pass
+
+
 def test_too_little_data_and_the_wrong_model_are_named(w2v_bert, waveforms, tmp_path):
   with pytest.raises(errors.UserError, match='gives 300 frames to fit, wanted .* 1024 codes'):
     fit_quantizers.fit_semantic_quantizer(w2v_bert, waveforms, str(tmp_path))
@@ -131,6 +114,21 @@ def test_mulan_quantizer(waveforms, tmp_path, monkeypatch):
   assert codes.shape == (1, 1, 3)
 
 
+def test_the_gap_between_captions_and_clips_is_measured(tmp_path):
+  noise = 0.1 * np.random.default_rng(0).standard_normal((3, 240_000)).astype(np.float32)
+  for split, clips, captions in (('train', noise[:2], []), ('test', noise[2:], ['noise', 'loud noise'])):
+    records.write_shard(
+        tmp_path / records.shard_name(split, 0, 1),
+        [records.waveform_record(f'{split}{i}', clip, captions) for i, clip in enumerate(clips)])
+  records.write_info(tmp_path, {'kind': 'waveforms'})
+  output = tmp_path / 'quantizer'
+  fit_quantizers.fit_mulan_quantizer(
+      str(generate.TINY / 'mulan'), str(tmp_path), str(output), num_quantizers=2, codebook_size=2)
+  gap = checkpoints.load_model(output).extra['text_audio_gap']
+  assert gap['split'] == 'test' and gap['pairs'] == 2 and len(gap['text_residual']) == 2
+  assert -1 <= gap['matched'] <= 1
+
+
 def test_levels_are_added_and_the_tokens_stay(waveforms, export_codec, tmp_path):
   from musiclm_jax.models import soundstream
   config = soundstream.SoundStreamConfig(
@@ -152,3 +150,50 @@ def test_levels_are_added_and_the_tokens_stay(waveforms, export_codec, tmp_path)
   with pytest.raises(errors.UserError, match='has 2 levels, wanted more than that, not 2'):
     fit_quantizers.fit_codec_levels(
         str(tmp_path / 'old'), waveforms, str(tmp_path / 'other'), num_quantizers=2)
+
+
+@pytest.fixture(name='melody', scope='module')
+def _melody(tmp_path_factory):
+  """Returns an exported melody model of random parameters, with windows of 1 s."""
+  import flax.linen as nn
+  import jax
+  import jax.numpy as jnp
+
+  from musiclm_jax.models import melody, mulan, spectrogram
+  config = melody.MelodyConfig(
+      encoder=mulan.EncoderConfig(num_layers=1, emb_dim=16, num_heads=2, mlp_dim=32, norm_first=True),
+      window_seconds=1.0, hop_seconds=0.5, embedding_dim=8,
+      mel=spectrogram.MelConfig(sample_rate=24_000, n_fft=1_024, win_length=1_024,
+                                hop_length=2_400, num_mels=24, fmin=60.0, fmax=4_000.0))
+  variables = jax.jit(melody.Melody(config).init)(jax.random.key(0), jnp.zeros((1, 24_000)))
+  directory = str(tmp_path_factory.mktemp('melody'))
+  checkpoints.export_model(directory, 'melody', config, nn.unbox(variables))
+  return directory
+
+
+def test_melody_quantizer_of_waveforms_and_of_melodies(melody, waveforms, tmp_path):
+  """3 s have five windows of 1 s, 0.5 s apart; of a melody every version counts."""
+  both = tmp_path / 'melodies'
+  records.write_shard(both / records.shard_name('train', 0, 1), [
+      records.melody_record(str(i), str(i), [record['waveform'], record['waveform'][:36_000]],
+                            ['instrument', 'hum'])
+      for i, record in enumerate(records.read_waveforms(waveforms, 'train'))])
+  records.write_info(both, {'kind': 'melodies'})
+  options = {'num_quantizers': 3, 'codebook_size': 4, 'batch_size': 4}
+  for source, windows, held_out in ((waveforms, 5, 2 * 5), (both, 5 + 2, None)):
+    output = tmp_path / 'out'
+    report = fit_quantizers.fit_melody_quantizer(melody, str(source), str(output), **options)
+    assert report.held_out == bool(held_out) and report.num_points == (held_out or 4 * windows)
+    exported = checkpoints.load_model(output, 'melody_quantizer')
+    assert (exported.config.dim, exported.config.num_quantizers) == (8, 3)
+    assert exported.extra['windows'] == 4 * windows
+    assert exported.extra['fitted_to'] == checkpoints.load_model(melody).fingerprint
+    assert (exported.extra['window_seconds'], exported.extra['hop_seconds']) == (1.0, 0.5)
+  assert 1 > report.error[0] > report.error[1] > report.error[2]  # on the points it was fitted to
+  nearer = fit_quantizers.fit_melody_quantizer(
+      melody, waveforms, str(tmp_path / 'nearer'), hop_seconds=0.25, **options)
+  assert nearer.num_points == 2 * 9
+  with pytest.raises(errors.UserError, match='gives 20 windows to fit, .* of the 512 codes'):
+    fit_quantizers.fit_melody_quantizer(melody, waveforms, str(tmp_path / 'none'))
+  with pytest.raises(errors.UserError, match='holds melodies records .* wanted waveforms'):
+    fit_quantizers.fit_mulan_quantizer(str(generate.TINY / 'mulan'), str(both), str(tmp_path / 'a'))

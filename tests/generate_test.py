@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from musiclm_jax import checkpoints, errors, generate, text, token_layout
-from musiclm_jax.models import mulan, quantizers, resnet, soundstream, transformer
+from musiclm_jax.models import mapper, mulan, quantizers, resnet, soundstream, transformer
 
 LAYOUT = token_layout.TokenLayout(
     mulan=token_layout.TokenStream('mulan', 2, 8, 0),
@@ -109,6 +109,53 @@ def test_a_prompt_has_its_tokens_whatever_the_others(musiclm):
   assert codes.shape == (3, 1, 2)
   np.testing.assert_array_equal(codes[0], codes[2])
   np.testing.assert_array_equal(codes[:1], musiclm.mulan_codes(['slow piano']))
+
+
+def _with_mapper(system, directory, **changes) -> pathlib.Path:
+  """Returns a copy of the system with a mapper that turns every text to one side."""
+  shutil.copytree(system, directory)
+  config = mapper.MapperConfig(dim=changes.pop('dim', 8), hidden_dim=4)
+  module = mapper.Mapper(config)
+  params = nn.unbox(module.init(jax.random.key(0), jnp.ones((1, config.dim))))['params']
+  params['wo']['bias'] = 50.0 * jnp.eye(config.dim)[0]
+  mulan_model = checkpoints.load_model(directory / 'mulan')
+  checkpoints.export_model(directory / 'mulan_mapper', 'mulan_mapper', config, {'params': params},
+                           extra={'fitted_to': mulan_model.fingerprint} | changes)
+  return directory
+
+
+def test_the_text_mapper_is_an_option(system, musiclm, tmp_path):
+  directory = _with_mapper(system, tmp_path / 'mapped')
+  prompts = ['slow piano', 'loud fast rock with drums']
+  np.testing.assert_array_equal(
+      generate.load(directory).mulan_codes(prompts), musiclm.mulan_codes(prompts))
+  mapped = generate.load(directory, text_mapper=True)
+  side = mapped.models['mulan_quantizer'].apply('encode', jnp.eye(8)[:1, None])
+  np.testing.assert_array_equal(mapped.mulan_codes(prompts), np.tile(side, (2, 1, 1)))
+
+
+def test_a_text_mapper_that_is_absent_or_of_another_model_is_named(system, tmp_path):
+  with pytest.raises(errors.UserError, match='mulan_mapper does not exist'):
+    generate.load(system, text_mapper=True)
+  other = _with_mapper(system, tmp_path / 'other', fitted_to='another')
+  with pytest.raises(errors.UserError, match='mulan_mapper was fitted to a mulan with sha256 another'):
+    generate.load(other, text_mapper=True)
+  wide = _with_mapper(system, tmp_path / 'wide', dim=6)
+  with pytest.raises(errors.UserError, match='mulan gives vectors of 8, mulan_mapper wants 6'):
+    generate.load(wide, text_mapper=True)
+
+
+@pytest.mark.parametrize('levels', [1, 3])
+def test_levels_used_are_those_of_the_stages(musiclm, levels):
+  layout = dataclasses.replace(
+      LAYOUT, mulan=dataclasses.replace(LAYOUT.mulan, num_levels=levels))
+  changed = dataclasses.replace(musiclm, layout=layout)
+  if levels > 2:
+    with pytest.raises(errors.UserError, match='3 levels are asked of .*mulan_quantizer, wanted 1 to 2'):
+      changed.mulan_codes(['slow piano'])
+  else:
+    np.testing.assert_array_equal(
+        changed.mulan_codes(['slow piano']), musiclm.mulan_codes(['slow piano'])[..., :1])
 
 
 def test_fine_windows_in_groups_are_the_same_music(musiclm, monkeypatch):

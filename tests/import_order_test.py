@@ -12,12 +12,14 @@ LAYERS = {
     'musiclm_jax.models': 1,
     'musiclm_jax.objectives': 2, 'musiclm_jax.sampling': 2, 'musiclm_jax.data': 2,
     'musiclm_jax.partitioning': 2, 'musiclm_jax.optimizers': 2, 'musiclm_jax.train_state': 2,
+    'musiclm_jax.music_tokens': 3, 'musiclm_jax.feature_stream': 3,
     'musiclm_jax.checkpoints': 3, 'musiclm_jax.metric_writers': 3,
     'musiclm_jax.run_files': 3, 'musiclm_jax.codec': 3,
     'musiclm_jax.train': 4, 'musiclm_jax.fit_quantizers': 4, 'musiclm_jax.extract_tokens': 4,
+    'musiclm_jax.fit_mapper': 4,
     'musiclm_jax.prepare_audio': 4, 'musiclm_jax.generate': 4, 'musiclm_jax.corpus': 4,
-    'musiclm_jax.gin_utils': 4, 'musiclm_jax.pretrained': 4, 'musiclm_jax.evaluation': 4,
-    'tasks': 5,
+    'musiclm_jax.gin_utils': 4, 'musiclm_jax.pretrained': 4,
+    'tasks': 5, 'musiclm_jax.evaluation': 5,
 }
 FRIENDLY = (0, 2, 3)  # layers whose modules may import each other; elsewhere only one's own folder
 FORBIDDEN = {  # layer -> third-party modules that must not be imported at its top level

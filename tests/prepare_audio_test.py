@@ -40,6 +40,7 @@ def test_corpus_directory(tmp_path):
     audio.write(corpus / 'audio' / f'c{i}.flac', _noise(2.5, i))
     clips.append({'id': f'c{i}', 'path': f'audio/c{i}.flac', 'split': split, 'piece': f'p{i}',
                   'captions': [f'caption {i}', 'ünïcode'], 'aspects': [], 'seconds': 2.5})
+  clips[1]['texts'] = {'short': ['sad, slow'], 'labels': ['Piano', 'Sad music'], 'long': []}
   (corpus / 'corpus.jsonl').write_text('\n'.join(map(json.dumps, clips)) + '\n')
   summary = prepare_audio.prepare_audio(
       input_dir=corpus, output_dir=tmp_path / 'out', progress=False)
@@ -49,10 +50,13 @@ def test_corpus_directory(tmp_path):
       'train': ['c0', 'c1'], 'test': ['c2']}
   record = read['train']['c1']
   assert record['captions'] == ['caption 1', 'ünïcode'] and record['piece'] == 'p1'
+  assert record['texts'] == {'short': ['sad, slow'], 'labels': ['Piano', 'Sad music']}
+  assert read['train']['c0']['texts'] == {}
   np.testing.assert_array_equal(
       record['waveform'], audio.from_pcm16(audio.to_pcm16(_noise(2.5, 1))))
   info = records.read_info(tmp_path / 'out', 'waveforms')
   assert info['clips'] == {'train': 2, 'test': 1} and info['longest_seconds'] == 2.5
+  assert info['texts'] == {'train': {'short': 1, 'labels': 1}, 'test': {}}
   with pytest.raises(errors.UserError, match='already holds records'):
     prepare_audio.prepare_audio(input_dir=corpus, output_dir=tmp_path / 'out', progress=False)
 
@@ -67,8 +71,9 @@ def _folder(tmp_path, count=6):
 
 def test_folder_is_cut_split_by_file_and_the_same_every_time(tmp_path):
   folder = _folder(tmp_path)
-  (folder / 'captions.csv').write_text('path,caption\nsub0/0.wav,slow piano\nsub0/0.wav,sad\n'
-                                       'gone.wav,nothing\n')
+  (folder / 'captions.csv').write_text(
+      'path,caption,source\nsub0/0.wav,slow piano,\nsub0/0.wav,sad\nsub0/0.wav,Piano,labels\n'
+      'gone.wav,nothing,\n')
   reads = []
   for name, workers in (('a', 1), ('b', 3)):
     prepare_audio.prepare_audio(
@@ -82,6 +87,7 @@ def test_folder_is_cut_split_by_file_and_the_same_every_time(tmp_path):
   assert not {record['piece'] for record in train.values()} & {r['piece'] for r in test.values()}
   both = {**train, **test}
   assert both['sub0/0.wav-000']['captions'] == ['slow piano', 'sad']
+  assert both['sub0/0.wav-001']['texts'] == {'labels': ['Piano']}
   assert len(both['sub0/0.wav-000']['waveform']) == 48_000
   assert len(both['sub0/0.wav-001']['waveform']) == round(1.2 * 24_000)
 
@@ -117,7 +123,10 @@ CLIP = {'id': 'a', 'path': 'a.wav', 'split': 'train', 'captions': ['one\u2028two
     ({'id': 5}, 'not a string'), ({'id': '\ud800'}, 'surrogates'), ({'captions': ['\ud800']}, 'surrogates'),
     ({'path': '../../etc/passwd'}, 'leads outside'), ({'path': '/etc/passwd'}, 'leads outside'),
     ({'split': '../../evil'}, 'is not a word'), ({'split': 'a/b'}, 'is not a word'),
-    ({'split': ''}, 'is not a word'),
+    ({'split': ''}, 'is not a word'), ({'texts': {'titles': []}}, "unknown text source 'titles'"),
+    ({'texts': {'long': 'abc'}}, 'not a list of strings'), ({'texts': ['ab']}, 'not a list of strings'),
+    ({'texts': {'long': [1]}}, 'not a list of strings'), ({'texts': 3}, 'not a clip'),
+    ({'texts': {'long': ['\ud800']}}, 'surrogates'),
 ])
 def test_a_corpus_line_from_anywhere_is_taken_whole_or_named(tmp_path, change, wanted):
   lines = [json.dumps(CLIP, ensure_ascii=False), json.dumps(CLIP | change)]
@@ -134,6 +143,13 @@ def test_a_line_that_is_no_clip_is_named(tmp_path, line):
   (tmp_path / 'corpus.jsonl').write_bytes(line + b'\n')
   with pytest.raises(errors.UserError, match='corpus.jsonl, line 1: not a clip'):
     prepare_audio.find_sources(tmp_path)
+
+
+def test_a_source_that_a_table_makes_up_is_named(tmp_path):
+  folder = _folder(tmp_path, 1)
+  (folder / 'captions.csv').write_text('path,caption,source\nsub0/0.wav,sad,short\nsub0/0.wav,a,titles\n')
+  with pytest.raises(errors.UserError, match="captions.csv, line 3: unknown text source 'titles'"):
+    prepare_audio.find_sources(folder, folder / 'captions.csv')
 
 
 def test_a_split_without_a_readable_file_is_empty_not_missing(tmp_path):

@@ -97,13 +97,13 @@ def test_train_vocabulary_says_what_is_wrong(tmp_path):
 
 def test_read_captions(tmp_path):
   (tmp_path / 'c.jsonl').write_text(json.dumps(
-      {'captions': ['a b', 'c'], 'aspects': ['sad']}) + '\n\n')
+      {'captions': ['a b', 'c'], 'aspects': ['sad'], 'texts': {'labels': ['Piano']}}) + '\n\n')
   (tmp_path / 'c.csv').write_text('id,caption\n1,"x, y"\n')
   (tmp_path / 'c.txt').write_text('one\ntwo\n')
   def read(name):
     return list(text.read_captions(str(tmp_path / name)))
 
-  assert read('c.jsonl') == ['a b', 'c', 'sad']
+  assert read('c.jsonl') == ['a b', 'c', 'sad', 'Piano']
   assert read('c.csv') == ['x, y']
   assert read('c.txt') == ['one', 'two']
   (tmp_path / 'bad.jsonl').write_text('{"captions": []}\n{"x": 1}\n')

@@ -224,6 +224,21 @@ def test_divergence_before_any_checkpoint(tmp_path):
     run(tmp_path, 20, objective=RegressionObjective(bad_step=1))
 
 
+class CollapsingObjective(RegressionObjective):
+  """Says that it has collapsed, from step 5 on."""
+
+  def check_metrics(self, step, metrics):
+    assert metrics.keys() >= {'loss', 'mse'}
+    return f'loss {metrics["loss"]:.3f} is not what we want' if step >= 5 else None
+
+
+def test_collapse_names_the_step_the_reason_and_the_last_checkpoint(tmp_path):
+  with pytest.raises(train.TrainingCollapsed, match=(
+      r'collapsed by step 5: loss \d+\.\d+ is not what we want; last checkpoint: step 4')):
+    run(tmp_path, 20, objective=CollapsingObjective())
+  assert metrics_of(tmp_path)[-1].startswith('5,')  # what it was like is on record
+
+
 def test_sigterm_saves_and_the_run_goes_on(tmp_path, caplog):
   caplog.set_level('INFO', 'musiclm_jax')
   before = signal.getsignal(signal.SIGTERM)

@@ -23,6 +23,9 @@ def _parse(argv):
                       help='how many different pieces to make of the prompt (default: 1)')
   parser.add_argument('--model', default=None,
                       help='directory of exported models (default: the small one in the package)')
+  parser.add_argument('--text_mapper', action='store_true',
+                      help='let the prompt go through MODEL/mulan_mapper (tools/fit_mapper.py), '
+                           'closer to what the music tokens were fitted to')
   parser.add_argument('--semantic_temperature', type=float, default=1.0, help='(default: 1.0)')
   parser.add_argument('--coarse_temperature', type=float, default=0.95, help='(default: 0.95)')
   parser.add_argument('--fine_temperature', type=float, default=0.4, help='(default: 0.4)')
@@ -41,6 +44,7 @@ def main():
       seed=args.seed,
       num_samples=args.num_samples,
       model=args.model,
+      text_mapper=args.text_mapper,
       temperatures=generate.Temperatures(
           args.semantic_temperature, args.coarse_temperature, args.fine_temperature),
       plot=args.plot,

@@ -13,7 +13,9 @@ python tools/prepare_audio.py --input=~/Music --output=data/music --captions=cap
 """)
   parser.add_argument('--input', required=True, help='corpus directory, or folder of audio files')
   parser.add_argument('--output', required=True, help='directory of records; must not hold any yet')
-  parser.add_argument('--captions', help='csv with columns path (below --input) and caption')
+  parser.add_argument('--captions',
+                      help='csv with columns path (below --input), caption and, if you like, source: '
+                           'short, long, playlist or labels; without one it is a plain caption')
   parser.add_argument('--clip_seconds', type=cli.positive, default=30,
                       help='longest clip, a whole number of seconds (default 30)')
   parser.add_argument('--test_fraction', type=float, default=0.05,

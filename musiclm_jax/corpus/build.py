@@ -12,7 +12,7 @@ import numpy as np
 
 from musiclm_jax import errors
 from musiclm_jax.audio import SAMPLE_RATE
-from musiclm_jax.corpus import captions, compose, render, scores, styles, user_audio
+from musiclm_jax.corpus import captions, compose, render, scores, styles, text_sources, user_audio
 from musiclm_jax.corpus.render import CLIP_SECONDS
 
 _LICENCES = """\
@@ -129,6 +129,9 @@ def make_piece(spec: PieceSpec, renderer: render.Renderer, output: str) -> list[
         'split': spec.split,
         'captions': texts,
         'aspects': aspects,
+        'texts': text_sources.write(
+          facts, texts, aspects, spec.split == 'test',
+          np.random.default_rng([spec.seed, 6, spec.index, clip])),
         'piece': spec.name,
         'seconds': CLIP_SECONDS,
         'source': piece.source,
@@ -144,6 +147,7 @@ def make_piece(spec: PieceSpec, renderer: render.Renderer, output: str) -> list[
           'drums': facts.drum_feel or None,
           'soundfont': os.path.basename(font),
           'credits': list(piece.credits),
+          'chords': piece.chord_labels(clip * CLIP_SECONDS, (clip + 1) * CLIP_SECONDS),
           'phrasings': phrasings,
         },
       }
@@ -282,7 +286,7 @@ def _write_texts(output, rows, soundfonts, scores_path, drums_path, add_folder):
   hours = sum(r['seconds'] for r in rows) / 3600
   readme = (
     f'{len(rows)} clips, {hours:.2f} hours, 24 kHz mono flac in audio/.\n'
-    'corpus.jsonl: one JSON object per clip (id, path, split, captions, aspects, piece, seconds, '
+    'corpus.jsonl: one JSON object per clip (id, path, split, captions, aspects, texts, piece, seconds, '
     'source, licence, metadata).\nLICENCES/README.txt: what the audio was made from.\n'
   )
   for name, content in (

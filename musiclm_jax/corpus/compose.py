@@ -153,6 +153,8 @@ class Composer:
       'own composition',
       'CC-BY-4.0' if self.performance else 'CC0-1.0',
       credits,
+      # The last bar sounds only in a piece that ends.
+      tuple(chord for bar in (bars if self.ends else bars[:-1]) for chord in bar),
     )
 
   def _feel(self, tracks) -> str:

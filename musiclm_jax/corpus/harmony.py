@@ -33,6 +33,7 @@ QUALITIES = {
   'maj9': (0, 4, 7, 11, 14),
   '6': (0, 4, 7, 9),
   'dim7': (0, 3, 6, 9),
+  'm7b5': (0, 3, 6, 10),
 }
 # Krumhansl and Kessler (1982), probe-tone profiles.
 _PROFILES = {
@@ -51,6 +52,11 @@ class Chord:
   @property
   def pitch_classes(self) -> tuple[int, ...]:
     return tuple((self.root + i) % 12 for i in self.intervals)
+
+  @property
+  def quality(self) -> str:
+    """Returns its name in QUALITIES."""
+    return next(name for name, intervals in QUALITIES.items() if intervals == self.intervals)
 
 
 def _scale_chord(scale: tuple[int, ...], degree: int, size: int) -> tuple[int, ...]:

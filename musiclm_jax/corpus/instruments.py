@@ -2,6 +2,13 @@
 
 import dataclasses
 
+# Of General MIDI programs, eight to a family, as the standard groups them.
+FAMILIES = (
+    'piano', 'chromatic percussion', 'organ', 'guitar', 'bass', 'strings', 'ensemble', 'brass',
+    'reed', 'pipe', 'synth lead', 'synth pad', 'synth effects', 'ethnic', 'percussive',
+    'sound effects')
+_KIT_BANK = 128
+
 
 @dataclasses.dataclass(frozen=True)
 class Instrument:
@@ -12,6 +19,11 @@ class Instrument:
   names: tuple[str, ...]  # how a listener may say it; the first is the plain name
   level: float = 1.0
   bank: int = 0  # 128 = drum kit
+
+  @property
+  def family(self) -> str:
+    """Returns one of FAMILIES, or 'drums'."""
+    return 'drums' if self.bank == _KIT_BANK else FAMILIES[self.program // 8]
 
 
 # name | program | low | high | level | names
@@ -114,7 +126,7 @@ def _read_tables() -> dict[str, Instrument]:
         name, int(program), int(low), int(high), tuple(names.split(',')), float(level))
   for line in _KITS.strip().splitlines():
     name, program, names = line.split('|')
-    found[name] = Instrument(name, int(program), 0, 127, tuple(names.split(',')), 1.0, 128)
+    found[name] = Instrument(name, int(program), 0, 127, tuple(names.split(',')), 1.0, _KIT_BANK)
   return found
 
 

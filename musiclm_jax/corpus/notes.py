@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from musiclm_jax.corpus import instruments
+from musiclm_jax.corpus import harmony, instruments
 
 
 class Note(NamedTuple):
@@ -24,6 +24,7 @@ class Track:
   notes: list[Note]
   pan: int = 64
   level: float = 1.0
+  bends: tuple[tuple[float, float], ...] = ()  # (second, semitones away from the written pitch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Piece:
   source: str = 'own composition'
   licence: str = 'CC0-1.0'
   credits: tuple[str, ...] = ()
+  chords: tuple[harmony.Chord, ...] = ()  # in order, one a bar or more; () when not known
 
   def seconds(self, beats) -> np.ndarray:
     """Returns float64 seconds at `beats`; past the last beat the last tempo goes on."""
@@ -60,6 +62,21 @@ class Piece:
     step = self.beat_times[-1] - self.beat_times[-2]
     inside = np.interp(beats, np.arange(last + 1), self.beat_times)
     return np.where(beats > last, self.beat_times[-1] + (beats - last) * step, inside)
+
+  def chord_labels(self, start: float, stop: float) -> list[list]:
+    """Returns [start, end, root, quality] of the chords of seconds `start`..`stop`, from `start`.
+
+    Chords change on whole beats, which swing does not move. Neighbours that are the same chord stay
+    apart, as written.
+    """
+    starts = self.seconds([c.start for c in self.chords])
+    stops = self.seconds([c.start + c.duration for c in self.chords])
+    labels = []
+    for chord, a, b in zip(self.chords, starts, stops, strict=True):
+      a, b = round(max(a, start) - start, 3), round(min(b, stop) - start, 3)
+      if a < b:
+        labels.append([a, b, chord.root, chord.quality])
+    return labels
 
 
 def tempo_curve(bpm: float, num_beats: int, rubato: float, rng: np.random.Generator) -> np.ndarray:

@@ -7,11 +7,13 @@ import numpy as np
 from musiclm_jax import errors
 from musiclm_jax.audio import SAMPLE_RATE
 from musiclm_jax.corpus import styles
-from musiclm_jax.corpus.notes import Piece
+from musiclm_jax.corpus.notes import Piece, Track
 
 CLIP_SECONDS = 30.0
 _RENDER_RATE = 32_000  # samples up to 20 kHz fold to above 12 kHz, which the resampler removes
 _BLOCK = 64  # FluidSynth starts notes at multiples of this
+_BEND_SEMITONES = 12  # reach of the pitch wheel of tracks that slide
+_OFF, _BEND, _ON = 0, 1, 2  # of one channel at one moment, in this order
 FOLDERS = ('/usr/share/sounds/sf3', '/usr/share/sounds/sf2', '/usr/share/soundfonts')
 # Known soundfonts: file -> (what to say about it, Debian package).
 KNOWN = {
@@ -130,27 +132,24 @@ class Renderer:
       synth.cc(channel, 10, track.pan)
       synth.cc(channel, 91, int(127 * min(1.0, reverb * (0.4 if track.role == 'bass' else 1.0))))
       synth.cc(channel, 93, 0)
-    events = []
-    for track in piece.tracks:
-      starts = piece.seconds([n.start for n in track.notes])
-      stops = piece.seconds([n.start + n.duration for n in track.notes])
-      for note, start, stop in zip(track.notes, starts, stops, strict=True):
-        channel = channels[id(track)]
-        events.append((_frame(start), 1, channel, note.pitch, max(1, min(127, int(note.velocity)))))
-        events.append((max(_frame(stop), _frame(start) + _BLOCK), 0, channel, note.pitch, 0))
-    events.sort()
+      if track.bends:
+        for control, value in ((101, 0), (100, 0), (6, _BEND_SEMITONES)):  # the wheel's range
+          synth.cc(channel, control, value)
+    events = sorted(e for t in piece.tracks for e in _events(piece, t, channels[id(t)]))
     total = round(seconds * _RENDER_RATE)
     out = np.zeros((2, total), np.float32)
     at = 0
-    for frame, on, channel, pitch, velocity in events:
+    for frame, kind, channel, pitch, value in events:
       frame = min(frame, total)
       if frame > at:
         self._fill(synth, out, at, frame)
         at = frame
       if at >= total:
         break
-      if on:
-        synth.noteon(channel, int(np.clip(pitch, 0, 127)), velocity)
+      if kind == _ON:
+        synth.noteon(channel, int(np.clip(pitch, 0, 127)), value)
+      elif kind == _BEND:
+        synth.pitch_bend(channel, value)
       else:
         synth.noteoff(channel, int(np.clip(pitch, 0, 127)))
     self._fill(synth, out, at, total)
@@ -160,6 +159,21 @@ class Renderer:
     if stop > start:
       left, right = out[0].ctypes.data, out[1].ctypes.data
       self._write(synth.synth, stop - start, left, start, 1, right, start, 1)
+
+
+def _events(piece: Piece, track: Track, channel: int) -> list[tuple[int, int, int, int, int]]:
+  """Returns (frame, _OFF or _BEND or _ON, channel, pitch, velocity or place of the wheel)."""
+  events = []
+  starts = piece.seconds([n.start for n in track.notes])
+  stops = piece.seconds([n.start + n.duration for n in track.notes])
+  for note, start, stop in zip(track.notes, starts, stops, strict=True):
+    velocity = max(1, min(127, int(note.velocity)))
+    events.append((_frame(start), _ON, channel, note.pitch, velocity))
+    events.append((max(_frame(stop), _frame(start) + _BLOCK), _OFF, channel, note.pitch, 0))
+  for second, semitones in track.bends:
+    wheel = int(np.clip(round(semitones / _BEND_SEMITONES * 8192), -8192, 8191))
+    events.append((_frame(second), _BEND, channel, 0, wheel))
+  return events
 
 
 def _frame(second: float) -> int:
@@ -186,6 +200,13 @@ def fade(audio: np.ndarray, tail_seconds: float) -> np.ndarray:
   audio[:head] *= np.linspace(0, 1, head, dtype=np.float32)
   audio[-tail:] *= np.cos(np.linspace(0, np.pi / 2, tail)).astype(np.float32)
   return audio
+
+
+def shape_spectrum(audio: np.ndarray, gain) -> np.ndarray:
+  """Returns float64[S]: `audio` with each frequency times gain(hertz float64[F])."""
+  size = 1 << (len(audio) - 1).bit_length()  # the FFT of a prime length is slow
+  gains = gain(np.fft.rfftfreq(size, 1 / SAMPLE_RATE))
+  return np.fft.irfft(np.fft.rfft(audio, size) * gains, size)[: len(audio)]
 
 
 def _lofi(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -222,9 +222,9 @@ def arrange(source: Source, genre: str, seconds: float, rng: np.random.Generator
   beats = max(n.start for v in voices for n in v)
   if beats > _MAX_BEATS:
     raise errors.UserError(f'{source.name!r} is {beats:.0f} beats long, wanted at most {_MAX_BEATS}')
-  metre = _metre(midi)
+  metre = read_metre(midi)
   low, high = style.bpm
-  bpm = round(float(np.clip(_score_tempo(midi) * rng.uniform(0.85, 1.2), low * 0.9, high * 1.1)), 1)
+  bpm = round(float(np.clip(read_tempo(midi) * rng.uniform(0.85, 1.2), low * 0.9, high * 1.1)), 1)
   length = int(seconds * bpm / 60 / metre + 1) * metre
   start = _excerpt(voices, length, metre, rng)
   parts = _split(voices, start, length)
@@ -268,8 +268,8 @@ def arrange(source: Source, genre: str, seconds: float, rng: np.random.Generator
     tempo_curve(bpm, length + metre, style.rubato, rng),
     feel,
     style.effects,
-    _title(source),
-    _licence(source),
+    title(source),
+    licence(source),
   )
 
 
@@ -282,18 +282,20 @@ def _mood(style, mode, bpm, rng) -> str:
   return fits[int(rng.integers(len(fits)))]
 
 
-def _title(source: Source) -> str:
+def title(source: Source) -> str:
   """'scores__Arne,_Thomas_____The_Weeders' -> 'Arne, Thomas - The Weeders'."""
   words = re.sub('_{2,}', ' - ', source.stem.removeprefix('scores__')).replace('_', ' ')
   return ' '.join(c for c in words.split() if c.isprintable())
 
 
-def _licence(source: Source) -> str:
+def licence(source: Source) -> str:
+  """Returns what is known of the licence of a score."""
   where = (source.container + '/' + source.name).lower()
   return 'CC0-1.0' if 'openscore' in where and 'cc0' in where else 'that of the given score'
 
 
-def _metre(midi) -> int:
+def read_metre(midi) -> int:
+  """Returns quarter notes a bar, 2, 3 or 4, of a mido file."""
   for track in midi.tracks:
     for message in track:
       if message.type == 'time_signature':
@@ -302,7 +304,8 @@ def _metre(midi) -> int:
   return 4
 
 
-def _score_tempo(midi) -> float:
+def read_tempo(midi) -> float:
+  """Returns beats a minute of a mido file: the median of what it says."""
   tempi = [
     mido.tempo2bpm(m.tempo)
     for t in midi.tracks

@@ -49,6 +49,13 @@ class MusicTextFeatureConverter(_Waveforms):
   MODEL_FEATURES = {'waveform': _Spec(tf.float32), 'text_tokens': _Spec(tf.int32)}
 
 
+class MelodyFeatureConverter(_Waveforms):
+  """As WaveformFeatureConverter, of pairs [2, S], with 'piece' int32[1] passed on."""
+
+  TASK_FEATURES = {'waveform': _Spec(tf.int16, rank=2), 'piece': _Spec(tf.int32)}
+  MODEL_FEATURES = {'waveform': _Spec(tf.float32, rank=2), 'piece': _Spec(tf.int32)}
+
+
 class TokenFeatureConverter(_Unpacked):
   """Prefix and targets become one sequence, shifted right for the input; only targets are scored.
 

@@ -44,6 +44,36 @@ def random_crops(num_samples: int, crops_per_record: int = 1) -> Preprocessor:
   return lambda dataset: crop(dataset).unbatch()
 
 
+def version_pairs(num_samples: int, max_shift: int) -> Preprocessor:
+  """Returns a step from a melody record to {'waveform': int16[2, S], 'piece': int32[1]}.
+
+  Two different versions, and of each the same part: a version that is slower lasts longer, so the
+  crops start at the same share of what a version is longer than S, each then moved by up to
+  `max_shift` samples.  A shorter one is followed by silence.  'piece' is a hash of its name.
+
+    crops of 4, share 1/2:   1 2 3 4 5 6 7 8  ->  3 4 5 6        1 2 3 4 5 6  ->  2 3 4 5
+  """
+  num_bytes = 2 * num_samples
+
+  @seqio.map_over_dataset(num_seeds=3)
+  def pair(example, seeds):
+    versions = example['versions']
+    order = tf.argsort(tf.random.stateless_uniform(tf.shape(versions), seeds[0]))
+    pcm = tf.ensure_shape(tf.gather(versions, order[:2]), [2])
+    silence = tf.strings.reduce_join(tf.repeat(tf.constant(b'\0'), num_bytes))
+    lengths = tf.maximum(tf.strings.length(pcm) // 2, num_samples)
+    room = tf.cast(lengths - num_samples, tf.float32)
+    share = tf.random.stateless_uniform([], seeds[1])
+    shift = tf.random.stateless_uniform([2], seeds[2], -float(max_shift), float(max_shift))
+    start = tf.cast(tf.clip_by_value(share * room + shift, 0.0, room), tf.int32)
+    pcm = tf.strings.substr(pcm + silence, 2 * start, tf.fill([2], num_bytes))
+    waveform = tf.ensure_shape(tf.io.decode_raw(pcm, tf.int16), [2, num_samples])
+    piece = tf.strings.to_hash_bucket_fast(example['piece'][None], 2**31 - 1)
+    return {'waveform': waveform, 'piece': tf.cast(piece, tf.int32)}
+
+  return pair
+
+
 def keep(*names: str) -> Preprocessor:
   """Returns a step that drops every other feature."""
   return seqio.map_over_dataset(lambda example: {name: example[name] for name in names})
@@ -65,6 +95,12 @@ def beside(name: str, feature: str, source: seqio.DataSource,
     return pairs.map(lambda example, more: {**example, name: more[feature]})
 
   return add
+
+
+def texts_as_captions(source: str) -> Preprocessor:
+  """Returns a step to {'pcm', 'captions'}: 'texts_<source>' in the place of the captions."""
+  return seqio.map_over_dataset(
+      lambda example: {'pcm': example['pcm'], 'captions': example[f'texts_{source}']})
 
 
 def captioned(dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -132,7 +168,7 @@ def crop_tokens(layout: token_layout.TokenLayout, stage: token_layout.StageLayou
 
     def ids(stream, start):
       if stream.name == layout.mulan.name:
-        codes = _crop_mulan(example, start, seconds, window_seconds, codebooks)
+        codes = _crop_mulan(example, start, seconds, window_seconds, codebooks)[:, stream.levels]
       else:
         source = example['semantic' if stream.name == layout.semantic.name else 'acoustic']
         first = start * stream.frame_rate

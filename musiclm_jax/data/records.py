@@ -1,4 +1,4 @@
-"""L2. Records on disk: waveform and token records as sharded TFRecord files of tf.train.Example.
+"""L2. Records on disk: waveforms, melodies and tokens as sharded TFRecord files of tf.train.Example.
 
 Axes: S samples, W MuLan windows, Q quantizers, T frames (T_s semantic, T_a acoustic).
 
@@ -8,6 +8,15 @@ A waveform record (DIR/train-00000-of-00016.tfrecord, and DIR/info.json):
   pcm       int16 little endian, mono at 24 kHz, at most 30 s: 2 S bytes
   captions  [b'A slow waltz for piano and cello.', b'sad piano']     may be empty
   piece     b'piece12'           clips of one piece never fall into two splits
+  texts_short, texts_long, texts_playlist, texts_labels
+            [b'sad piano, 66 bpm']   what MuLan's sources say, as captions; each may be absent
+
+A melody record, all versions of a few seconds of a melody:
+
+  id        b'melody_00012'
+  piece     b'song7'             melodies of one piece never fall into two splits
+  versions  [int16 pcm as above, ..]    two or more, of a few seconds; lengths differ with the tempo
+  kinds     [b'instrument', b'hum', ..]     one for each version
 
 A token record (TOKENS_DIR/train-..., layout.json, info.json, mulan_codebooks.npy), all raw codes:
 
@@ -27,7 +36,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 import tensorflow as tf
 
-from musiclm_jax import audio, errors
+from musiclm_jax import audio, errors, text
 
 FORMAT_VERSION = 1
 CODEBOOKS_FILE = 'mulan_codebooks.npy'  # float32[Q, K, D] of the MuLan quantizer
@@ -37,6 +46,13 @@ WAVEFORM_FEATURES = {
     'pcm': tf.io.FixedLenFeature([], tf.string),
     'captions': tf.io.RaggedFeature(tf.string),
     'piece': tf.io.FixedLenFeature([], tf.string, default_value=''),
+    **{f'texts_{source}': tf.io.RaggedFeature(tf.string) for source in text.SOURCES},
+}
+MELODY_FEATURES = {
+    'id': tf.io.FixedLenFeature([], tf.string),
+    'piece': tf.io.FixedLenFeature([], tf.string),
+    'versions': tf.io.RaggedFeature(tf.string),
+    'kinds': tf.io.RaggedFeature(tf.string),
 }
 TOKEN_FEATURES = {
     'id': tf.io.FixedLenFeature([], tf.string),
@@ -48,11 +64,27 @@ TOKEN_FEATURES = {
 
 
 def waveform_record(record_id: str, waveform: np.ndarray, captions: Iterable[str] = (),
-                    piece: str = '') -> bytes:
-  """Returns a serialised waveform record of float32[S] at 24 kHz."""
+                    piece: str = '', texts: Mapping[str, Iterable[str]] | None = None) -> bytes:
+  """Returns a serialised waveform record of float32[S] at 24 kHz.
+
+  `texts` are those of some of text.SOURCES: {'short': ['sad piano'], 'labels': ['Piano', 'Music']}.
+  """
+  texts = {source: list(values) for source, values in (texts or {}).items()}
+  if unknown := sorted(set(texts) - set(text.SOURCES)):
+    raise errors.UserError(f'unknown text source {unknown[0]!r}, wanted some of {text.SOURCES}')
   return _example({
+      **{f'texts_{source}': values for source, values in texts.items() if values},
       'id': [record_id], 'piece': [piece], 'captions': list(captions),
       'pcm': [audio.to_pcm16(waveform).astype('<i2').tobytes()],
+  })
+
+
+def melody_record(record_id: str, piece: str, versions: Iterable[np.ndarray],
+                  kinds: Iterable[str]) -> bytes:
+  """Returns a serialised melody record of versions float32[S] at 24 kHz, each of a kind."""
+  return _example({
+      'id': [record_id], 'piece': [piece], 'kinds': list(kinds),
+      'versions': [audio.to_pcm16(version).astype('<i2').tobytes() for version in versions],
   })
 
 
@@ -105,7 +137,10 @@ def splits(directory) -> list[str]:
 
 
 def read_waveforms(directory, split: str) -> Iterator[dict]:
-  """Yields {'id', 'waveform': float32[S], 'captions': list[str], 'piece'} in file order."""
+  """Yields {'id', 'waveform': float32[S], 'captions': [str, ..], 'piece', 'texts'} in file order.
+
+  'texts' is {source: [str, ..]} of the sources the record has.
+  """
   for path in list_shards(directory, split):
     yield from read_waveform_shard(path)
 
@@ -118,7 +153,37 @@ def read_waveform_shard(path) -> Iterator[dict]:
         'waveform': audio.from_pcm16(np.frombuffer(feature['pcm'].bytes_list.value[0], '<i2')),
         'captions': [value.decode() for value in feature['captions'].bytes_list.value],
         'piece': b''.join(feature['piece'].bytes_list.value).decode(),
+        'texts': {source: [value.decode() for value in feature[f'texts_{source}'].bytes_list.value]
+                  for source in text.SOURCES if f'texts_{source}' in feature},
     }
+
+
+def read_melodies(directory, split: str) -> Iterator[dict]:
+  """Yields {'id', 'piece', 'versions' [float32[S], ..], 'kinds' [str, ..]} in file order."""
+  read_info(directory, 'melodies')
+  for path in list_shards(directory, split):
+    for feature in _read_shard(path):
+      versions = [np.frombuffer(pcm, '<i2') for pcm in feature['versions'].bytes_list.value]
+      kinds = [kind.decode() for kind in feature['kinds'].bytes_list.value]
+      if not 2 <= len(versions) == len(kinds):
+        raise errors.UserError(f'{path} holds a melody of {len(versions)} versions and '
+                               f'{len(kinds)} kinds, wanted two or more, a kind for each')
+      yield {
+          'id': feature['id'].bytes_list.value[0].decode(),
+          'piece': feature['piece'].bytes_list.value[0].decode(),
+          'versions': [audio.from_pcm16(version) for version in versions],
+          'kinds': kinds,
+      }
+
+
+def read_clips(directory, split: str, kind: str = 'waveforms') -> Iterator[np.ndarray]:
+  """Yields float32[S]: what waveform records hold, or every version of 'melodies'."""
+  if kind == 'melodies':
+    for record in read_melodies(directory, split):
+      yield from record['versions']
+    return
+  for record in read_waveforms(directory, split):
+    yield record['waveform']
 
 
 def _read_shard(path) -> Iterator[Mapping]:
@@ -158,8 +223,8 @@ def write_info(directory, info: Mapping) -> None:
         json.dumps({'format_version': FORMAT_VERSION, **info}, indent=2) + '\n')
 
 
-def read_info(directory, kind: str) -> dict:
-  """Returns info.json of a complete directory of `kind`, 'waveforms' or 'tokens'."""
+def read_info(directory, *kinds: str) -> dict:
+  """Returns info.json of a complete directory of 'waveforms', 'melodies' or 'tokens', one of `kinds`."""
   path = pathlib.Path(directory) / 'info.json'
   if not pathlib.Path(directory).is_dir():
     raise errors.UserError(f'{directory} does not exist, wanted a directory of records')
@@ -171,9 +236,9 @@ def read_info(directory, kind: str) -> dict:
     found, version = info['kind'], info['format_version']
   except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise errors.UserError(f'{path} does not describe records: {error!r}') from error
-  if (found, version) != (kind, FORMAT_VERSION):
+  if found not in kinds or version != FORMAT_VERSION:
     raise errors.UserError(f'{directory} holds {found} records of format {version}, '
-                           f'wanted {kind} of format {FORMAT_VERSION}')
+                           f'wanted {" or ".join(kinds)} of format {FORMAT_VERSION}')
   return info
 
 

@@ -1,4 +1,4 @@
-"""L4. How well a codec keeps music, at several bitrates, beside Opus.  Axes: S T Q levels K codes.
+"""L5. How well a codec keeps music, at several bitrates, beside Opus.  Axes: S T Q levels K codes.
 
 Every codec goes through a real file: what is measured is what comes back out of its bytes, and
 their number.  Distance is the objective's `mel_distance` (objectives/soundstream.py).
@@ -290,13 +290,14 @@ def tables(report: Report) -> str:
            for i, level in enumerate(report.levels, 1)]
   return '\n\n'.join([
       f'{report.num_files} files, {report.seconds:.1f} s',
-      _table(('codec', 'kbps nominal', 'kbps of the file', 'mel distance dB', 'SI-SDR dB'),
+      table(('codec', 'kbps nominal', 'kbps of the file', 'mel distance dB', 'SI-SDR dB'),
              quality),
-      _table(('level', 'codes used', 'perplexity'), usage),
+      table(('level', 'codes used', 'perplexity'), usage),
   ])
 
 
-def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """Returns a table in markdown; the first column is text, the others numbers."""
   lines = [names, ['---'] + ['---:'] * (len(names) - 1), *rows]
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 

@@ -33,14 +33,14 @@ class ConformerConfig:
   kernel_size: int = 5  # frames seen by the depthwise convolution, centred
   dropout_rate: float = 0.0
   scan_layers: bool = False
-  rotary_max_wavelength: float = 10_000.0
+  rotary_max_wavelength: float = 10_000.0  # 0: attention does not know positions
   remat: str = 'none'  # 'full': recompute each block in the backward pass
   dtype: str = 'float32'
 
   def __post_init__(self):
     if self.remat not in REMAT:
       raise ValueError(f'remat {self.remat!r} is not one of {REMAT}')
-    if self.head_dim % 2:
+    if self.rotary_max_wavelength and self.head_dim % 2:
       raise ValueError(f'head_dim {self.head_dim} is odd: rotary positions turn pairs')
 
 
@@ -77,7 +77,7 @@ class FeedForward(nn.Module):
 
 
 class SelfAttention(nn.Module):
-  """LayerNorm, then every frame looks at every frame; rotary positions."""
+  """LayerNorm, then every frame looks at every frame; rotary positions, or none."""
   config: ConformerConfig
 
   @nn.compact
@@ -91,8 +91,9 @@ class SelfAttention(nn.Module):
         jnp.einsum('BTD,DNH->BTNH', x,
                    layers.kernel(self, name, shape, axes, cfg.emb_dim).astype(cfg.dtype))
         for name in ('query', 'key', 'value'))
-    positions = jnp.arange(x.shape[1])
-    query, key = (layers.rotate(y, positions, cfg.rotary_max_wavelength) for y in (query, key))
+    if cfg.rotary_max_wavelength:
+      positions = jnp.arange(x.shape[1])
+      query, key = (layers.rotate(y, positions, cfg.rotary_max_wavelength) for y in (query, key))
     x = jax.nn.dot_product_attention(query, key, value)
     x = nn.with_logical_constraint(x, ('batch', 'length', 'heads', 'kv'))
     out = self.param('out', _kernel('heads', 'kv', 'embed', init=_BRANCH_END),

@@ -20,7 +20,6 @@ from musiclm_jax.models import resnet as resnet_lib
 from musiclm_jax.models import spectrogram
 
 AUDIO_TOWERS = ('resnet', 'ast')
-LAYER_NORM_EPSILON = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +33,7 @@ class EncoderConfig:
   mlp_dim: int = 3072
   dropout_rate: float = 0.1
   norm_first: bool = False  # False: BERT, True: ViT
+  layer_norm_epsilon: float = 1e-12
   remat: bool = False
   dtype: str = 'float32'
 
@@ -137,9 +137,9 @@ def _dense(features: int | tuple[int, ...], *axes: str, dtype: str, name: str) -
   return _Projection(features, axes, dtype, name=name)
 
 
-def _layer_norm(name: str):
+def _layer_norm(config: EncoderConfig, name: str):
   return nn.LayerNorm(
-      epsilon=LAYER_NORM_EPSILON, dtype=jnp.float32, name=name,
+      epsilon=config.layer_norm_epsilon, dtype=jnp.float32, name=name,
       scale_init=_init('embed', init=nn.initializers.ones),
       bias_init=_init('embed', init=nn.initializers.zeros))
 
@@ -160,7 +160,7 @@ class EncoderLayer(nn.Module):
     cfg = self.config
     drop = functools.partial(nn.Dropout(cfg.dropout_rate), deterministic=not train)
     for name, sublayer in (('attention', self._attend), ('mlp', self._feed_forward)):
-      norm = _layer_norm(f'{name}_norm')
+      norm = _layer_norm(cfg, f'{name}_norm')
       if cfg.norm_first:
         x = x + drop(sublayer(norm(x), mask))
       else:
@@ -196,7 +196,7 @@ class Encoder(nn.Module):
     layer = nn.remat(EncoderLayer, static_argnums=(3,)) if self.config.remat else EncoderLayer
     for i in range(self.config.num_layers):
       x = layer(self.config, name=f'layer_{i}')(x, mask, train)
-    return _layer_norm('norm')(x) if self.config.norm_first else x
+    return _layer_norm(self.config, 'norm')(x) if self.config.norm_first else x
 
 
 class TextTower(nn.Module):
@@ -212,7 +212,8 @@ class TextTower(nn.Module):
       raise ValueError(f'text of {length} tokens: at most max_length {cfg.max_length} wanted')
     words = self.param('words', _init('vocab', 'embed'), (cfg.vocab_size, emb_dim))
     positions = self.param('positions', _init('length', 'embed'), (cfg.max_length, emb_dim))
-    x = _layer_norm('norm')(jnp.take(words, token_ids, axis=0) + positions[:length])
+    x = jnp.take(words, token_ids, axis=0) + positions[:length]
+    x = _layer_norm(cfg.encoder, 'norm')(x)
     x = nn.Dropout(cfg.encoder.dropout_rate)(x, deterministic=not train)
     mask = token_ids > 0
     if train and cfg.token_drop_rate:
@@ -288,11 +289,16 @@ class Mulan(nn.Module):
     return low + (1 - low) * jax.nn.sigmoid(self.temperature_logit)
 
   def log_mel(self, waveform: jax.Array) -> jax.Array:
-    """Returns f32[B, T, F] of f32[B, S] at `sample_rate`: scaled log-mel, a frame each hop."""
+    """Returns f32[B, T, F] of f32[B, S] at `sample_rate`: scaled log-mel, a frame each hop.
+
+    Kaldi's front end has no frame that reaches beyond the end: where one is missing its values are 0
+    before they are scaled, as public AST models learned it.
+    """
     cfg = self.config
     waveform = spectrogram.resample(waveform, cfg.sample_rate, cfg.mel.sample_rate)
     frames = waveform.shape[1] // cfg.mel.hop_length
     mel = spectrogram.log_mel(waveform, cfg.mel)[:, :frames]
+    mel = jnp.pad(mel, ((0, 0), (0, frames - mel.shape[1]), (0, 0)))
     return (mel - cfg.mel_mean) / cfg.mel_scale
 
   def embed_audio(self, waveform: jax.Array, train: bool = False) -> jax.Array:

@@ -24,10 +24,13 @@ def nearest(points: jax.Array, centroids: jax.Array) -> jax.Array:
   return jnp.argmin(distance, axis=-1).astype(jnp.int32)
 
 
-def cluster_sums(points: jax.Array, index: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+def cluster_sums(
+    points: jax.Array, index: jax.Array, size: int, weights: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
   """Returns (f32[K] counts, f32[K, D] sums) of f32[N, D] points by their int32[N] cluster."""
-  counts = jax.ops.segment_sum(jnp.ones_like(points[:, 0]), index, size)
-  return counts, jax.ops.segment_sum(points, index, size)
+  weights = jnp.ones_like(points[:, 0]) if weights is None else weights
+  counts = jax.ops.segment_sum(weights, index, size)
+  return counts, jax.ops.segment_sum(points * weights[:, None], index, size)
 
 
 def _kmeans_start(rng: jax.Array, points: jax.Array, size: int) -> jax.Array:
@@ -84,6 +87,20 @@ def kmeans(
 
   start = _kmeans_start(start_rng, start_points, num_centroids)
   return jax.lax.scan(step, start, None, length=num_iterations)[0]
+
+
+def minibatch_kmeans_step(
+    centroids: jax.Array, counts: jax.Array, points: jax.Array, weights: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+  """Returns f32[K, D] centroids and f32[K] counts after one more batch f32[N, D] (Sculley 2010).
+
+  A centroid is the mean of all points it was ever nearest to, `counts` how many those are.
+  `weights` f32[N] is 0 for rows that fill a batch up.
+  """
+  new, sums = cluster_sums(points, nearest(points, centroids), len(centroids), weights)
+  counts = counts + new
+  moved = centroids + (sums - new[:, None] * centroids) / jnp.maximum(counts, 1.0)[:, None]
+  return moved, counts
 
 
 def fit_residual_codebooks(

@@ -25,6 +25,11 @@ MODELS = {
     'mulan_quantizer': (
         'quantizers', 'ResidualVectorQuantizerConfig', 'ResidualVectorQuantizer'
     ),
+    'mulan_mapper': ('mapper', 'MapperConfig', 'Mapper'),
+    'melody': ('melody', 'MelodyConfig', 'Melody'),
+    'melody_quantizer': (
+        'quantizers', 'ResidualVectorQuantizerConfig', 'ResidualVectorQuantizer'
+    ),
     'semantic': ('transformer', 'DecoderConfig', 'Decoder'),
     'coarse': ('transformer', 'DecoderConfig', 'Decoder'),
     'fine': ('transformer', 'DecoderConfig', 'Decoder'),
@@ -68,6 +73,10 @@ def _waveform(seconds: float):
   return inputs
 
 
+def _window(config):
+  return _waveform(config.window_seconds)(config)
+
+
 def _vectors(config):
   return (jax.ShapeDtypeStruct((1, 1, config.dim), jnp.float32),)
 
@@ -87,6 +96,9 @@ _EXAMPLE_INPUTS = {
     'mulan': _waveform_and_text,
     'semantic_quantizer': _vectors,
     'mulan_quantizer': _vectors,
+    'mulan_mapper': _vectors,
+    'melody': _window,
+    'melody_quantizer': _vectors,
     'semantic': _tokens,
     'coarse': _tokens,
     'fine': _tokens,

@@ -1,4 +1,4 @@
-"""L1. Spectrograms and resampling in JAX, equal to librosa and scipy.  Axes: B S T F M.
+"""L1. Spectrograms and resampling in JAX, equal to librosa, Kaldi and scipy.  Axes: B S T F M.
 
 B batch, S samples, T frames, F = n_fft // 2 + 1 frequency bins, M mel bands.
 """
@@ -11,10 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+FRONT_ENDS = ('librosa', 'kaldi')
+
 
 @dataclasses.dataclass(frozen=True)
 class MelConfig:
-  """One mel spectrogram: framing, filters, and the floor below which the log stops."""
+  """One mel spectrogram: framing, filters, and the floor below which the log stops.
+
+  Front end 'librosa': windows of n_fft samples, Slaney's scale, triangles of equal area. 'kaldi',
+  what public AST models hear: windows of win_length samples from t * hop_length on, each less its
+  mean, with preemphasis, under a symmetric Hann window, zeros behind it up to n_fft; triangles of
+  equal height, drawn over mel and not over Hz.
+  """
 
   sample_rate: int = 24_000
   n_fft: int = 1024
@@ -26,6 +34,18 @@ class MelConfig:
   power: float = 2.0  # 1: magnitudes, 2: energies
   center: bool = True  # frame t is centred on sample t * hop_length
   log_floor: float = 1e-5
+  front_end: str = 'librosa'
+  preemphasis: float = 0.0  # of 'kaldi': x[s] - preemphasis * x[s - 1]
+
+  def __post_init__(self):
+    if self.front_end not in FRONT_ENDS:
+      raise ValueError(f'front_end {self.front_end!r}: one of {FRONT_ENDS} wanted')
+    if self.front_end == 'kaldi' and self.center:
+      raise ValueError("front_end 'kaldi' starts its frames at t * hop_length: center is True, "
+                       'wanted False')
+    if self.front_end != 'kaldi' and self.preemphasis:
+      raise ValueError(f"preemphasis {self.preemphasis} belongs to front_end 'kaldi', "
+                       f'not {self.front_end!r}')
 
 
 def _frames(waveform: jax.Array, length: int, hop: int) -> jax.Array:
@@ -63,6 +83,19 @@ def stft(
   return jnp.fft.rfft(frames * hann_window(win_length, n_fft))
 
 
+def kaldi_spectrum(waveform: jax.Array, config: MelConfig) -> jax.Array:
+  """Returns complex64[B, T, F] of f32[B, S]; T = 1 + (S - win_length) // hop_length."""
+  length = config.win_length
+  if waveform.shape[1] < length:
+    raise ValueError(f'kaldi_spectrum got {waveform.shape[1]} samples, wanted at least '
+                     f'win_length={length}')
+  frames = _frames(waveform.astype(jnp.float32), length, config.hop_length)
+  frames -= jnp.mean(frames, axis=-1, keepdims=True)
+  before = jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
+  frames -= config.preemphasis * before
+  return jnp.fft.rfft(frames * np.hanning(length).astype(np.float32), config.n_fft)
+
+
 def _hz_to_mel(hz):
   """Returns Slaney's mel scale: linear to 1 kHz, logarithmic above."""
   hz = np.asarray(hz, np.float64)
@@ -83,10 +116,25 @@ def mel_filters(
   fmax = fmax or sample_rate / 2
   bins = np.linspace(0.0, sample_rate / 2, n_fft // 2 + 1)
   edges = _mel_to_hz(np.linspace(_hz_to_mel(fmin), _hz_to_mel(fmax), num_mels + 2))
+  return (_triangles(bins, edges) * 2.0 / (edges[2:] - edges[:-2])).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=64)
+def kaldi_filters(
+    sample_rate: int, n_fft: int, num_mels: int, fmin: float = 0.0, fmax: float = 0.0
+) -> np.ndarray:
+  """Returns f32[F, M] triangles of height one over Kaldi's mel, 1127 ln(1 + Hz / 700)."""
+  mel = lambda hz: 1127.0 * np.log1p(np.asarray(hz, np.float64) / 700.0)
+  bins = mel(np.linspace(0.0, sample_rate / 2, n_fft // 2 + 1))
+  edges = np.linspace(mel(fmin), mel(fmax or sample_rate / 2), num_mels + 2)
+  return _triangles(bins, edges).astype(np.float32)
+
+
+def _triangles(bins: np.ndarray, edges: np.ndarray) -> np.ndarray:
+  """Returns f64[F, M]: triangle m rises from edges[m] to 1 at edges[m + 1], falls to edges[m + 2]."""
   rising = (bins[:, None] - edges[None, :-2]) / np.diff(edges)[None, :-1]
   falling = (edges[None, 2:] - bins[:, None]) / np.diff(edges)[None, 1:]
-  triangles = np.maximum(0.0, np.minimum(rising, falling))
-  return (triangles * 2.0 / (edges[2:] - edges[:-2])).astype(np.float32)
+  return np.maximum(0.0, np.minimum(rising, falling))
 
 
 @functools.lru_cache(maxsize=64)
@@ -103,13 +151,16 @@ def most_mels(sample_rate: int, n_fft: int, wanted: int) -> int:
 
 def mel_spectrogram(waveform: jax.Array, config: MelConfig) -> jax.Array:
   """Returns f32[B, T, M] mel energies (power 2) or magnitudes (power 1) of f32[B, S]."""
-  spectrum = stft(
-      waveform, config.n_fft, config.win_length, config.hop_length, center=config.center
-  )
+  if config.front_end == 'kaldi':
+    spectrum, make_filters = kaldi_spectrum(waveform, config), kaldi_filters
+  else:
+    spectrum, make_filters = stft(
+        waveform, config.n_fft, config.win_length, config.hop_length, center=config.center
+    ), mel_filters
   energy = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
   if config.power != 2.0:  # the small constant keeps the gradient finite in silence
     energy = (energy + 1e-10) ** (config.power / 2.0)
-  filters = mel_filters(
+  filters = make_filters(
       config.sample_rate, config.n_fft, config.num_mels, config.fmin, config.fmax
   )
   return energy @ filters

@@ -23,6 +23,8 @@ class Objective(Protocol):
   Optional members, looked up by name:
     media_fn(params, model_state, batch): dict of name -> ('audio', f32[N, S], sample rate), shown
       in TensorBoard as audio and spectrogram pictures.  Called outside jit, after each evaluation.
+    check_metrics(step, metrics): str | None.  Sees the mean training metrics at every report; a
+      sentence that says what has collapsed ends the run.
     export_subtree: str. Top-level key of `params` that holds the model (others, as a GAN's
       discriminators, stay out of the exported model).  Default: all of `params`.
     export_extra: dict of JSON values written to the exported model's config.json.

@@ -77,6 +77,12 @@ class W2vBertObjective:
   gumbel_start: float = 2.0  # wav2vec 2.0's schedule: from start to end by a constant factor a step
   gumbel_end: float = 0.5
   gumbel_steps: int = 277_000  # 2 * 0.999995 ** 277_000 = 0.5
+  # From this step on, a run whose codes say nothing ends (`check_metrics`); None: never.  In the
+  # paper, codes without the contrastive loss collapsed within 50 000 steps.
+  collapse_after: int | None = 5_000
+  collapse_perplexity: float = 2.0  # codes in use, of a group
+  collapse_accuracy: float = 0.98  # of masked prediction: such codes are trivial
+  collapse_contrast: float = 0.98  # contrastive loss, as a share of a blind guess's
 
   @property
   def model(self) -> w2v_bert.W2vBert:
@@ -113,8 +119,33 @@ class W2vBertObjective:
         {'params': params}, batch['waveform'], deterministic=True, rngs={'mask': mask_rng})
     return self.losses(outputs, sample_rng)
 
+  def check_metrics(self, step: int, metrics: dict[str, float]) -> str | None:
+    """Returns what has collapsed, or None.
+
+    Few codes in use; codes that anyone can guess; codes that a frame's neighbours do not tell from
+    others.  w2v-BERT section 5: without the contrastive loss the codes collapse, and the masked
+    prediction becomes right every time.
+    """
+    if self.collapse_after is None or step < self.collapse_after:
+      return None
+    used, right = metrics['code_perplexity'], metrics['masked_accuracy']
+    contrast, blind = metrics['contrastive'], metrics['contrastive_chance']
+    if used < self.collapse_perplexity:
+      return (f'code_perplexity {used:.2f} of {self.config.num_codes} codes, wanted at least '
+              f'{self.collapse_perplexity:g}')
+    if right > self.collapse_accuracy:
+      return (f'masked_accuracy {right:.3f} with code_perplexity {used:.2f}, wanted at most '
+              f'{self.collapse_accuracy:g}')
+    if contrast > self.collapse_contrast * blind:
+      return (f'contrastive {contrast:.3f} where a blind guess has {blind:.3f}, wanted at most '
+              f'{self.collapse_contrast:g} of that')
+    return None
+
   def losses(self, outputs: w2v_bert.Outputs, rng: jax.Array) -> dict[str, jax.Array]:
-    """Returns 'loss', its terms, two accuracies over masked frames, and the code perplexity."""
+    """Returns 'loss', its terms, two accuracies over masked frames, and the code perplexity.
+
+    'contrastive_chance' is the contrastive loss of scores that are all equal.
+    """
     mask = outputs.mask
     distractors = sample_distractors(rng, mask, self.num_distractors)
     scores = contrastive_logits(outputs.context, outputs.quantized, outputs.chosen, distractors,
@@ -131,6 +162,7 @@ class W2vBertObjective:
     return {
         'loss': loss,
         'contrastive': contrastive,
+        'contrastive_chance': masked_mean(jnp.log(jnp.isfinite(scores).sum(-1)), mask),
         'diversity': diversity,
         'masked_prediction': masked,
         'contrastive_accuracy': masked_mean(found, mask),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from musiclm_jax import errors
+from musiclm_jax import errors, text
 from musiclm_jax.corpus import build, render, scores, styles
 
 
@@ -45,6 +45,7 @@ def test_the_clips_are_music_of_the_promised_form(corpus):
     assert -32 < 20 * np.log10(audio.std()) < -10
     frames = audio.reshape(-1, 24_000).std(axis=1)
     assert np.mean(frames > 1e-3) > 0.75
+    assert row['texts'].keys() == set(text.SOURCES) and all(row['texts'].values())
     assert {'id', 'split', 'captions', 'aspects', 'piece', 'source', 'licence'} <= row.keys()
   assert 'CC0' in (folder / 'LICENCES' / 'README.txt').read_text()
 

@@ -68,3 +68,57 @@ def test_quantize_equals_the_models_quantizer():
       method='encode')[0]
   codes = [preprocessors.quantize(tf.constant(vector), codebooks) for vector in vectors]
   np.testing.assert_array_equal(np.stack(codes), wanted)
+
+
+def _melodies(versions, count=1, piece=b'song'):
+  """A dataset of `count` melody records with versions int16[S]."""
+  pcm = [np.asarray(version, '<i2').tobytes() for version in versions]
+  return tf.data.Dataset.from_tensor_slices(
+      {'id': [b'a'] * count, 'piece': [piece] * count, 'versions': [pcm] * count})
+
+
+def test_pairs_are_the_same_share_of_two_versions():
+  """Version 0 has room for a shift of 40 samples, version 1 of 20: crops move in step."""
+  versions = [np.arange(50), 1000 + np.arange(30), 2000 + np.arange(10)]
+  pairs = [example['waveform'] for example in
+           _run([preprocessors.version_pairs(10, 0)], _melodies(versions, 300))]
+  starts = collections.defaultdict(list)
+  for pair in pairs:
+    assert pair.shape == (2, 10) and pair.dtype == np.int16
+    np.testing.assert_array_equal(pair, pair[:, :1] + np.arange(10))  # whole samples, in order
+    sources = pair[:, 0] // 1000
+    starts[tuple(sources)].append(pair[:, 0] - 1000 * sources)
+  assert starts.keys() == {(i, j) for i in range(3) for j in range(3) if i != j}
+  both = np.array(starts[0, 1] + [pair[::-1] for pair in starts[1, 0]])
+  assert np.abs(both[:, 0] / 40 - both[:, 1] / 20).max() < 0.06
+  assert both[:, 0].min() < 8 and both[:, 0].max() > 32  # from the start to the end
+  assert {start[1] for start in starts[0, 2]} == {0}  # as long as a crop: all of it
+
+
+def test_shifted_pairs_stay_inside_and_near():
+  versions = [np.arange(50), 1000 + np.arange(50)]
+  pairs = [example['waveform'][:, 0] % 1000 for example in
+           _run([preprocessors.version_pairs(10, 4)], _melodies(versions, 300))]
+  apart = np.abs(np.diff(np.array(pairs), axis=1))
+  assert 4 < apart.max() <= 9 and np.min(pairs) >= 0 and np.max(pairs) <= 40
+  assert apart.mean() > 1
+
+
+def test_a_short_version_is_followed_by_silence_and_pieces_by_name():
+  versions = [[1, 2, 3], [4, 5, 6, 7]]
+  (one,), (other,) = (_run([preprocessors.version_pairs(4, 2)], _melodies(versions, piece=piece))
+                      for piece in (b'song', b'other'))
+  assert sorted(one['waveform'].tolist()) == [[1, 2, 3, 0], [4, 5, 6, 7]]
+  assert one['piece'].shape == (1,) and one['piece'].dtype == np.int32
+  assert one['piece'] != other['piece']
+  (again,) = _run([preprocessors.version_pairs(4, 2)], _melodies(versions), seed=5)
+  assert again['piece'] == one['piece']
+
+
+def test_pairs_follow_the_seed():
+  versions = [np.arange(50), np.arange(40)]
+  first, again, other = (
+      [example['waveform'][:, 0].tolist() for example in
+       _run([preprocessors.version_pairs(10, 2)], _melodies(versions, 5), seed)]
+      for seed in (1, 1, 2))
+  assert first == again != other

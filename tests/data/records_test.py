@@ -19,12 +19,15 @@ def test_waveform_record_round_trip(tmp_path):
   assert path.name == 'train-00000-of-00001.tfrecord'
   count = records.write_shard(path, [
       records.waveform_record('a', waveform, ['slow', 'naïve'], 'piece'),
-      records.waveform_record('b', waveform[:1])])
+      records.waveform_record('b', waveform[:1], texts={'labels': ['Piano', 'Música'], 'long': []})])
   assert count == 2
   first, second = records.read_waveforms(tmp_path, 'train')
   np.testing.assert_array_equal(first.pop('waveform'), waveform)
-  assert first == {'id': 'a', 'captions': ['slow', 'naïve'], 'piece': 'piece'}
+  assert first == {'id': 'a', 'captions': ['slow', 'naïve'], 'piece': 'piece', 'texts': {}}
   assert second['captions'] == [] and second['piece'] == ''
+  assert second['texts'] == {'labels': ['Piano', 'Música']}
+  with pytest.raises(errors.UserError, match="unknown text source 'titles'"):
+    records.waveform_record('c', waveform, texts={'titles': ['a']})
 
 
 def test_token_record_round_trip(tmp_path):
@@ -41,6 +44,41 @@ def test_token_record_round_trip(tmp_path):
   for name, array in arrays.items():
     assert record[name].dtype == np.int32
     np.testing.assert_array_equal(record[name], array)
+
+
+def _write_melodies(path, *serialised):
+  records.write_shard(path / records.shard_name('train', 0, 1), serialised)
+  records.write_info(path, {'kind': 'melodies'})
+
+
+def test_melody_record_round_trip(tmp_path):
+  versions = [np.array([0.5, -1.0, 0.25], np.float32), np.array([0.125], np.float32)]
+  _write_melodies(tmp_path, records.melody_record('a', 'súng', versions, ['instrument', 'hum']),
+                  records.melody_record('b', 'song', versions * 2, ['cover'] * 4))
+  first, second = records.read_melodies(tmp_path, 'train')
+  assert (first['id'], first['piece'], first['kinds']) == ('a', 'súng', ['instrument', 'hum'])
+  assert second['kinds'] == ['cover'] * 4
+  for wanted, found in zip(versions * 3, first['versions'] + second['versions'], strict=True):
+    np.testing.assert_array_equal(found, wanted)
+  clips = list(records.read_clips(tmp_path, 'train', 'melodies'))
+  assert [len(clip) for clip in clips] == [3, 1, 3, 1, 3, 1]
+
+
+@pytest.mark.parametrize('count, kinds', [(1, ['hum']), (2, ['hum'])])
+def test_a_melody_that_lacks_versions_or_kinds_is_named(tmp_path, count, kinds):
+  _write_melodies(tmp_path, records.melody_record('a', 'b', [np.zeros(3)] * count, kinds))
+  with pytest.raises(errors.UserError, match=f'holds a melody of {count} versions and 1 kinds'):
+    list(records.read_melodies(tmp_path, 'train'))
+
+
+def test_clips_of_waveform_records_are_their_waveforms(tmp_path):
+  records.write_shard(tmp_path / records.shard_name('train', 0, 1), [
+      records.waveform_record(str(n), np.full(n, 0.5)) for n in (3, 1)])
+  records.write_info(tmp_path, {'kind': 'waveforms'})
+  assert [len(clip) for clip in records.read_clips(tmp_path, 'train')] == [3, 1]
+  assert records.read_info(tmp_path, 'melodies', 'waveforms')['kind'] == 'waveforms'
+  with pytest.raises(errors.UserError, match='holds waveforms records .* wanted melodies or tokens'):
+    records.read_info(tmp_path, 'melodies', 'tokens')
 
 
 def test_a_shard_that_fails_half_way_does_not_appear(tmp_path):

@@ -97,6 +97,16 @@ def test_attention_depends_on_relative_positions_alone(x):
   assert np.abs(y - swapped).max() > 1e-3
 
 
+def test_attention_without_positions_does_not_see_order(x):
+  order = np.random.RandomState(0).permutation(x.shape[1])
+  for wavelength, ordered in ((0.0, False), (10_000.0, True)):
+    module = conformer.SelfAttention(dataclasses.replace(TINY, rotary_max_wavelength=wavelength))
+    variables = _random_variables(module, x)
+    difference = np.abs(module.apply(variables, x[:, order]) - module.apply(variables, x)[:, order])
+    assert (difference.max() > 1e-2) == ordered, wavelength
+    assert ordered or difference.max() < 1e-5
+
+
 def test_dropout_needs_a_stream_only_when_training(x):
   config = dataclasses.replace(TINY, num_layers=1, dropout_rate=0.5)
   stack = conformer.ConformerStack(config)
@@ -119,6 +129,7 @@ def test_bad_settings_are_named(x):
     conformer.ConformerConfig(remat='some')
   with pytest.raises(ValueError, match='head_dim 7 is odd'):
     conformer.ConformerConfig(head_dim=7)
+  assert conformer.ConformerConfig(head_dim=7, rotary_max_wavelength=0.0).head_dim == 7
   with pytest.raises(ValueError, match='layer 4 is not in 0 to 3'):
     jax.eval_shape(
         lambda: conformer.ConformerStack(TINY).init(jax.random.key(0), x, num_layers=4))

@@ -105,6 +105,27 @@ def test_log_mel_has_one_frame_a_hop_and_sees_16_khz():
   assert float(mel[0].max()) > 0 > float(mel[1, 5:-5].max())  # 11 kHz is beyond 8 kHz
 
 
+def test_log_mel_of_kaldi_has_one_frame_a_hop_and_zeros_where_no_window_fits():
+  mel = spectrogram.MelConfig(sample_rate=16_000, n_fft=512, win_length=400, hop_length=160,
+                              num_mels=8, center=False, front_end='kaldi')
+  config = dataclasses.replace(TINY, sample_rate=16_000, mel=mel, mel_mean=-3.0, mel_scale=6.0)
+  variables = {'params': {'temperature_logit': jnp.zeros(())}}
+  x = _waveform()[:, :8_000]
+  scaled = mulan.Mulan(config).apply(variables, x, method='log_mel')
+  assert scaled.shape == (2, 50, 8)
+  np.testing.assert_array_equal(scaled[:, 48:], 0.5)  # (0 + 3) / 6; 48 windows end within 8000 samples
+  np.testing.assert_allclose(scaled[:, :48], (spectrogram.log_mel(x, mel) + 3) / 6, atol=1e-5)
+
+
+@pytest.mark.parametrize('epsilon', [1e-12, 0.5])
+def test_layer_norm_epsilon(epsilon):
+  config = mulan.EncoderConfig(num_layers=0, emb_dim=4, num_heads=1, norm_first=True,
+                               layer_norm_epsilon=epsilon)  # the last LayerNorm and nothing else
+  x = jnp.array([[[1.0, 3.0, 1.0, 3.0]]])  # mean 2, variance 1
+  y, _ = mulan.Encoder(config).init_with_output(jax.random.key(0), x, None, False)
+  np.testing.assert_allclose(y[0, 0], np.array([-1, 1, -1, 1]) / np.sqrt(1 + epsilon), rtol=1e-6)
+
+
 def test_spec_augment_hides_spans_of_frames_and_bands():
   x = jnp.ones((8, 40, 16))
   y = np.asarray(mulan.spec_augment(jax.random.key(0), x, TINY))

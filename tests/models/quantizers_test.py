@@ -258,3 +258,14 @@ def test_kmeans_module_normalises():
 
 def test_perplexity():
   np.testing.assert_allclose(quantizers.perplexity(jnp.array([2.0, 2.0, 0.0, 0.0])), 2.0, rtol=1e-5)
+
+
+def test_minibatch_centroids_are_means_of_all_they_were_nearest_to():
+  centroids, counts = jnp.array([[0.0], [10.0]]), jnp.array([1.0, 3.0])
+  batch, weights = jnp.array([[2.0], [3.0], [12.0], [99.0]]), jnp.array([1.0, 1.0, 1.0, 0.0])
+  moved, more = quantizers.minibatch_kmeans_step(centroids, counts, batch, weights)
+  np.testing.assert_allclose(more, [3.0, 4.0])
+  np.testing.assert_allclose(moved, [[(0 + 2 + 3) / 3], [(3 * 10 + 12) / 4]], rtol=1e-6)
+  same, as_many = quantizers.minibatch_kmeans_step(moved, more, batch, jnp.zeros(4))
+  np.testing.assert_array_equal(same, moved)
+  np.testing.assert_array_equal(as_many, more)

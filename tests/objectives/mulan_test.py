@@ -1,4 +1,9 @@
 import dataclasses
+import functools
+import os
+import pathlib
+import subprocess
+import sys
 
 import flax.linen as nn
 import jax
@@ -25,6 +30,13 @@ OBJECTIVE = mulan.MulanObjective(config=TINY, seconds=1.0, text_length=8)
 SIMILARITY = jnp.array([[0.9, 0.1, 0.2], [0.3, 0.8, 0.4], [0.5, 0.6, 0.7]])
 
 
+def _loss(similarity, temperature, loss='cmc', groups=(0, 1, 2), **options):
+  """The mean loss of vectors whose cosines are the similarity f32[3, 3]."""
+  terms = mulan.contrastive_terms(
+      similarity, jnp.eye(3), temperature, jnp.array(groups), loss, **options)
+  return jnp.mean(terms.loss)
+
+
 def test_cmc_equals_numbers_worked_by_hand():
   # Clip 0: e^.9 over its row e^.1 + e^.2 and its column e^.3 + e^.5, and so on.
   denominators = [
@@ -35,46 +47,101 @@ def test_cmc_equals_numbers_worked_by_hand():
   np.testing.assert_allclose(denominators, [5.325154, 5.768973, 6.184068], rtol=1e-6)
   want = np.mean(np.log(denominators) - [0.9, 0.8, 0.7])  # 0.948971
   np.testing.assert_allclose(want, 0.948971, atol=1e-6)
-  np.testing.assert_allclose(mulan.contrastive_loss(SIMILARITY, 1.0), want, rtol=1e-6)
+  np.testing.assert_allclose(_loss(SIMILARITY, 1.0), want, rtol=1e-6)
 
 
 def test_infonce_equals_numbers_worked_by_hand():
   exp = np.exp(np.asarray(SIMILARITY))
   positive = np.diagonal(exp)
   want = -(np.log(positive / exp.sum(1)) + np.log(positive / exp.sum(0))).mean() / 2
-  np.testing.assert_allclose(mulan.contrastive_loss(SIMILARITY, 1.0, 'infonce'), want, rtol=1e-6)
+  np.testing.assert_allclose(_loss(SIMILARITY, 1.0, 'infonce'), want, rtol=1e-6)
 
 
 def test_temperature_divides_the_similarity():
   for loss in mulan.LOSSES:
-    np.testing.assert_allclose(mulan.contrastive_loss(SIMILARITY, 0.5, loss),
-                               mulan.contrastive_loss(2 * SIMILARITY, 1.0, loss), rtol=1e-6)
+    np.testing.assert_allclose(_loss(SIMILARITY, 0.5, loss), _loss(2 * SIMILARITY, 1.0, loss),
+                               rtol=1e-6)
 
 
 @pytest.mark.parametrize('loss', mulan.LOSSES)
 def test_masked_pairs_do_not_count(loss):
-  negatives = jnp.array([[0, 0, 1], [0, 0, 1], [1, 1, 0]], bool)  # clips 0 and 1: same caption
-  masked = mulan.contrastive_loss(SIMILARITY, 1.0, loss, negatives)
+  same = {'groups': (0, 0, 1), 'mask_same_text': True}  # clips 0 and 1: same caption
   moved = SIMILARITY.at[0, 1].set(5.0).at[1, 0].set(-5.0)
-  np.testing.assert_allclose(mulan.contrastive_loss(moved, 1.0, loss, negatives), masked, rtol=1e-6)
-  grad = jax.grad(lambda s: mulan.contrastive_loss(s, 1.0, loss, jnp.zeros((3, 3), bool)))
-  assert np.isfinite(grad(SIMILARITY)).all()  # every caption the same
+  np.testing.assert_allclose(
+      _loss(moved, 1.0, loss, **same), _loss(SIMILARITY, 1.0, loss, **same), rtol=1e-6)
+  all_same = {'groups': (0, 0, 0), 'mask_same_text': True}
+  assert np.isfinite(jax.grad(_loss)(SIMILARITY, 1.0, loss, **all_same)).all()
+
+
+def _above(similarity, groups=(0, 1, 2)):
+  return mulan.contrastive_terms(
+      similarity, jnp.eye(len(similarity)), 1.0, jnp.array(groups)).above_text
 
 
 def test_recall():
-  everyone = jnp.ones((3, 3), bool)
   similarity = jnp.array([[0.9, 0.1, 0.2], [0.9, 0.8, 0.4], [0.8, 0.9, 0.7]])
-  np.testing.assert_allclose(mulan.recall(similarity, 1, everyone), 1 / 3)
-  np.testing.assert_allclose(mulan.recall(similarity, 2, everyone), 2 / 3)
-  np.testing.assert_allclose(mulan.recall(similarity, 3, everyone), 1.0)
-  not_the_first = everyone.at[1, 0].set(False)
-  np.testing.assert_allclose(mulan.recall(similarity, 1, not_the_first), 2 / 3)
-  assert float(mulan.recall(jnp.zeros((9, 9)), 1, jnp.ones((9, 9), bool))) == 0  # collapse
+  above = _above(similarity)
+  np.testing.assert_array_equal(above, [0, 1, 2])
+  for k, want in ((1, 1 / 3), (2, 2 / 3), (3, 1.0)):
+    np.testing.assert_allclose(mulan.recall(above, k), want)
+  np.testing.assert_array_equal(_above(similarity, (0, 0, 1)), [0, 0, 2])  # the first is no rival
+  assert float(mulan.recall(_above(jnp.zeros((9, 9)), range(9)), 1)) == 0  # collapse
 
 
-def test_same_text():
+def _unit(seed, shape):
+  x = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+  return jnp.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True))
+
+
+@pytest.mark.parametrize('loss', mulan.LOSSES)
+@pytest.mark.parametrize('mask', [False, True])
+def test_in_blocks_it_is_the_same_loss(loss, mask):
+  audio, captions = _unit(0, (24, 6)), _unit(1, (24, 6))
+  groups = jnp.asarray(np.random.default_rng(2).integers(0, 20, 24))
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def terms_and_grads(chunk):
+    def mean_loss(audio, captions, temperature):
+      terms = mulan.contrastive_terms(audio, captions, temperature, groups, loss, mask, chunk)
+      return jnp.mean(terms.loss), terms
+    return jax.value_and_grad(mean_loss, (0, 1, 2), has_aux=True)(audio, captions, 0.1)
+
+  plain = terms_and_grads(None)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
+               terms_and_grads(8), plain)
+  with pytest.raises(errors.UserError, match='similarity_chunk 7 does not divide the batch of 24'):
+    terms_and_grads(7)
+
+
+def test_blocks_need_less_memory():
+  size = 1024
+  pairs = [jax.ShapeDtypeStruct((size, 32), jnp.float32)] * 2
+
+  def temporary(chunk):
+    def mean_loss(audio, captions):
+      groups = jnp.arange(size)
+      return jnp.mean(
+          mulan.contrastive_terms(audio, captions, 0.1, groups, 'cmc', True, chunk).loss)
+    compiled = jax.jit(jax.grad(mean_loss, (0, 1))).lower(*pairs).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  matrix = 4 * size * size
+  plain, blocks = temporary(None), temporary(64)
+  assert plain > 2 * matrix and blocks < matrix / 3, (plain / matrix, blocks / matrix)
+
+
+def test_text_groups():
   tokens = jnp.array([[2, 5, 3], [2, 6, 3], [2, 5, 3]])
-  np.testing.assert_array_equal(mulan.same_text(tokens), [[1, 0, 1], [0, 1, 0], [1, 0, 1]])
+  np.testing.assert_array_equal(mulan.text_groups(tokens), [0, 1, 0])
+  tokens = np.random.default_rng(0).integers(0, 2, (200, 9))  # 512 texts: some occur twice
+  groups = np.asarray(jax.jit(mulan.text_groups)(jnp.asarray(tokens)))
+  np.testing.assert_array_equal(groups[:, None] == groups, (tokens[:, None] == tokens).all(-1))
+
+
+def test_no_array_of_the_groups_has_both_batch_axes():
+  shape = jax.ShapeDtypeStruct((6144, 512), jnp.int32)
+  compiled = jax.jit(mulan.text_groups).lower(shape).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes < 4 * 6144 * 600
 
 
 def _batch(batch=8):
@@ -132,11 +199,52 @@ def test_infonce_and_masking_run_through_the_objective():
   assert jax.tree.structure(new_state) == jax.tree.structure(state)
 
 
+ON_EIGHT_DEVICES = """
+import functools
+import jax, jax.numpy as jnp, numpy as np
+from musiclm_jax import partitioning
+from musiclm_jax.objectives import mulan
+from tests.objectives import mulan_test
+
+batch = {name: np.asarray(mulan_test._unit(seed, (16, 6))) for seed, name in enumerate('xy')}
+batch['groups'] = np.arange(16) % 13
+
+@functools.partial(jax.jit, static_argnums=1)
+def loss_and_grads(batch, chunk):
+  def mean_loss(kernels, temperature):
+    audio, captions = (batch[name] @ kernel for name, kernel in zip('xy', kernels))
+    terms = mulan.contrastive_terms(
+        audio, captions, temperature, batch['groups'], 'cmc', True, chunk)
+    return jnp.mean(terms.loss), terms
+  return jax.value_and_grad(mean_loss, (0, 1), has_aux=True)((jnp.eye(6), jnp.eye(6)), 0.1)
+
+found = []
+for devices in (1, 8):
+  mesh = partitioning.make_mesh(devices=jax.devices()[:devices])
+  with partitioning.activate(mesh):
+    sharded = partitioning.global_batch(batch, 16, mesh)
+    found += [jax.device_get(loss_and_grads(sharded, chunk)) for chunk in (None, 8)]
+assert len(sharded['x'].sharding.device_set) == 8
+for other in found[1:]:
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), other, found[0])
+"""
+
+
+def test_eight_devices_see_one_batch():
+  """Negatives come from all devices: loss, metrics and gradients are those of one."""
+  environment = dict(
+      os.environ, XLA_FLAGS='--xla_force_host_platform_device_count=8', JAX_PLATFORMS='cpu')
+  root = pathlib.Path(__file__).resolve().parents[2]
+  subprocess.run([sys.executable, '-c', ON_EIGHT_DEVICES], check=True, env=environment, cwd=root)
+
+
 def test_bad_fields_are_named():
   with pytest.raises(ValueError, match="loss 'triplet'"):
     mulan.MulanObjective(config=TINY, text_length=8, loss='triplet')
   with pytest.raises(ValueError, match='text_length 64: wanted 2 to max_length 12'):
     mulan.MulanObjective(config=TINY, text_length=64)
+  with pytest.raises(ValueError, match='similarity_chunk is 0'):
+    mulan.MulanObjective(config=TINY, text_length=8, similarity_chunk=0)
 
 
 def test_a_vocabulary_larger_than_the_table_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """w2v-BERT's losses against numpy and hand numbers; one batch can be learned."""
 
 import dataclasses
+import functools
 import math
 
 import flax.linen as nn
@@ -84,6 +85,7 @@ def test_losses_by_hand():
   assert metrics['masked_prediction'] == pytest.approx(masked, rel=1e-4)
   assert metrics['code_perplexity'] == pytest.approx(perplexity, rel=1e-4)
   assert metrics['diversity'] == pytest.approx(1 - perplexity / 2, rel=1e-4)
+  assert metrics['contrastive_chance'] == pytest.approx(math.log(3), rel=1e-4)
   assert metrics['contrastive_accuracy'] == 0.5
   assert metrics['masked_accuracy'] == 0.5
   assert metrics['loss'] == pytest.approx(
@@ -116,34 +118,52 @@ def _waveform():
   return jnp.asarray(0.3 * np.sin(2 * np.pi * 440 * 2 ** ((notes - 69) / 12) * time), jnp.float32)
 
 
+def _objective(**changes) -> objectives.W2vBertObjective:
+  """With spans that two seconds have room for."""
+  config = dataclasses.replace(TINY, mask_span=3, **changes)
+  return objectives.W2vBertObjective(
+      config, seconds=2.0, num_distractors=20, gumbel_steps=200, collapse_after=100)
+
+
+@functools.cache
+def _learner(objective):
+  """Returns (optimizer, a compiled step on one batch, in which the weight beta is an argument)."""
+  optimizer, batch = optax.adam(3e-3), {'waveform': _waveform()}
+
+  @jax.jit
+  def update(params, state, step, beta):
+    rng = jax.random.fold_in(jax.random.key(1), step)
+    gradient, (_, metrics) = jax.grad(
+        dataclasses.replace(objective, beta=beta).loss_fn, has_aux=True)(params, {}, batch, rng, step)
+    change, state = optimizer.update(gradient, state, params)
+    return optax.apply_updates(params, change), state, metrics
+
+  return optimizer, update
+
+
+def _learn(objective, beta, steps):
+  """Returns (params, metrics of the last step, what the guard said at each)."""
+  optimizer, update = _learner(objective)
+  params, model_state = objective.init(jax.random.key(0), {'waveform': _waveform()})
+  assert model_state == {}
+  params, said = nn.unbox(params), []
+  state = optimizer.init(params)
+  for step in range(steps):
+    params, state, metrics = update(params, state, step, beta)
+    said.append(objective.check_metrics(step, metrics))
+  return params, metrics, said
+
+
 @pytest.mark.parametrize('codes', [
     {},  # the paper's: the quantizer codes what the encoder makes and both learn
     {'quantizer_input': 'mel', 'quantizer_gradient': 0.0},  # those of gin/models/w2v_bert_tiny.gin
 ], ids=['encoded', 'mel'])
 def test_overfits_one_batch_and_evaluates_deterministically(codes):
-  """With spans that two seconds have room for."""
-  config = dataclasses.replace(TINY, mask_span=3, **codes)
-  objective = objectives.W2vBertObjective(
-      config, seconds=2.0, num_distractors=20, gumbel_steps=200)
-  batch = {'waveform': _waveform()}
+  objective, batch = _objective(**codes), {'waveform': _waveform()}
   assert objective.input_shapes(4)['waveform'].shape == batch['waveform'].shape
-  params, model_state = objective.init(jax.random.key(0), batch)
-  assert model_state == {}
-  params = nn.unbox(params)
-  optimizer = optax.adam(3e-3)
   evaluate = jax.jit(lambda params: objective.eval_fn(params, {}, batch))
-
-  @jax.jit
-  def update(params, state, step):
-    rng = jax.random.fold_in(jax.random.key(1), step)
-    gradient, (_, metrics) = jax.grad(objective.loss_fn, has_aux=True)(
-        params, {}, batch, rng, step)
-    change, state = optimizer.update(gradient, state, params)
-    return optax.apply_updates(params, change), state, metrics
-
-  first, state = evaluate(params), optimizer.init(params)
-  for step in range(250):
-    params, state, metrics = update(params, state, step)
+  first = evaluate(_learn(objective, 1.0, 1)[0])
+  params, metrics, said = _learn(objective, 1.0, 250)
   last, again = evaluate(params), evaluate(params)
   jax.tree.map(np.testing.assert_array_equal, last, again)
   assert set(last) == set(metrics) - {'gumbel_temperature'}
@@ -151,3 +171,26 @@ def test_overfits_one_batch_and_evaluates_deterministically(codes):
   assert last['masked_accuracy'] > 0.7
   assert last['contrastive_accuracy'] > 0.7
   assert last['code_perplexity'] > 2.5  # not by collapsing the codes
+  assert said[-1] is None
+
+
+def test_without_the_contrastive_loss_the_guard_fires():
+  _, metrics, said = _learn(_objective(), 0.0, 150)
+  assert metrics['masked_prediction'] < 2.0  # it did learn, of 16 codes
+  assert set(said[:100]) == {None}
+  assert 'contrastive' in said[-1] and 'blind guess' in said[-1]
+
+
+def test_what_the_guard_says():
+  objective = objectives.W2vBertObjective(TINY, collapse_after=100)
+  well = {'code_perplexity': 9.0, 'masked_accuracy': 0.5, 'contrastive': 2.0, 'contrastive_chance': 3.0}
+  assert objective.check_metrics(100, well) is None
+  for changes, wanted in (
+      ({'code_perplexity': 1.5}, 'code_perplexity 1.50 of 16 codes, wanted at least 2'),
+      ({'masked_accuracy': 0.99}, 'masked_accuracy 0.990 with code_perplexity 9.00, wanted at most 0.98'),
+      ({'contrastive': 2.99}, 'contrastive 2.990 where a blind guess has 3.000, wanted at most 0.98 '
+                              'of that')):
+    assert objective.check_metrics(100, well | changes) == wanted
+    assert objective.check_metrics(99, well | changes) is None
+    assert dataclasses.replace(objective, collapse_after=None).check_metrics(
+        100, well | changes) is None

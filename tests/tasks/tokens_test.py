@@ -115,6 +115,28 @@ def test_another_depth_reads_the_same_records(directory):
   assert batch['decoder_target_tokens'].shape == (24, layout.sequence_length)
 
 
+@pytest.mark.parametrize('stage, seconds', [('semantic', 13), ('coarse', 2)])
+def test_fewer_mulan_levels_are_the_first_ones(directory, stage, seconds):
+  """The same crops with less of M: 13 s quantizes an average anew, 2 s takes recorded codes."""
+  fewer = dataclasses.replace(LAYOUT, mulan=dataclasses.replace(LAYOUT.mulan, num_levels=1))
+  whole, batch = _batch(directory, stage, seconds)
+  layout, less = _batch(directory, stage, seconds, fewer)
+  assert layout.prefix_length == whole.prefix_length - 1
+  mulan = batch['decoder_target_tokens'][:, :1] - whole.first_id(LAYOUT.mulan)
+  np.testing.assert_array_equal(
+      less['decoder_target_tokens'][:, :1] - layout.first_id(fewer.mulan), mulan)
+  targets = [layout.unflatten(rows[:, layout.prefix_length:]) for layout, rows in (
+      (whole, batch['decoder_target_tokens']), (layout, less['decoder_target_tokens']))]
+  np.testing.assert_array_equal(*targets)
+
+
+@pytest.mark.parametrize('levels', [0, 3])
+def test_mulan_levels_that_were_not_recorded_are_named(directory, levels):
+  layout = dataclasses.replace(LAYOUT, mulan=dataclasses.replace(LAYOUT.mulan, num_levels=levels))
+  with pytest.raises(errors.UserError, match=f'uses {levels} levels of mulan, .* has 2'):
+    tokens.tokens(directory, layout, 'coarse', 2)
+
+
 def test_another_layout_or_tokenizer_is_named(directory, tmp_path):
   other = dataclasses.replace(LAYOUT, semantic=token_layout.TokenStream('semantic', 1, 512, 25))
   with pytest.raises(errors.UserError, match='semantic.codebook_size is 512 in the configured'):

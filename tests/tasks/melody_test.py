@@ -1,0 +1,62 @@
+"""Pairs of versions of a melody, as the melody objective eats them."""
+
+import numpy as np
+import pytest
+
+from musiclm_jax import errors
+from musiclm_jax.data import datasets, feature_converters, records
+from tasks import melody
+
+NUM_MELODIES = 6
+
+
+@pytest.fixture(name='directory', scope='module')
+def _directory(tmp_path_factory):
+  """Six melodies of two pieces in three versions of another length, each of one value."""
+  path = tmp_path_factory.mktemp('melodies')
+  serialised = [
+      records.melody_record(
+          f'melody{m}', f'piece{m % 2}',
+          [np.full(2_400 + 600 * v, (10 * m + v + 1) / 32768) for v in range(3)],
+          ['instrument', 'hum', 'key'])
+      for m in range(NUM_MELODIES)]
+  for split in ('train', 'test'):
+    records.write_shard(path / records.shard_name(split, 0, 1), serialised)
+  records.write_info(path, {'kind': 'melodies'})
+  return path
+
+
+def _dataset(directory, **options):
+  return datasets.SeqioDataset(
+      melody.melody(directory, 0.05), feature_converters.MelodyFeatureConverter(), **options)
+
+
+def test_batches_hold_two_versions_of_each_melody(directory):
+  iterator, seen = _dataset(directory).iterator(NUM_MELODIES, seed=0), set()
+  for _ in range(5):
+    batch = next(iterator)
+    assert batch['waveform'].shape == (NUM_MELODIES, 2, 1_200)
+    assert batch['waveform'].dtype == np.float32
+    assert batch['piece'].shape == (NUM_MELODIES, 1) and batch['piece'].dtype == np.int32
+    values = np.round(batch['waveform'] * 32768).astype(int)
+    assert (values == values[..., :1]).all()
+    melodies, versions = np.divmod(values[..., 0] - 1, 10)
+    assert (melodies[:, 0] == melodies[:, 1]).all() and (versions[:, 0] != versions[:, 1]).all()
+    same = melodies[:, :1] % 2 == melodies[:, 0] % 2
+    np.testing.assert_array_equal(batch['piece'] == batch['piece'].T, same)
+    seen |= {tuple(pair) for pair in versions.tolist()}
+  assert len(seen) == 6
+
+
+def test_evaluation_reads_the_held_out_split_in_order(directory):
+  iterator = _dataset(directory, split='test', shuffle=False).iterator(NUM_MELODIES, seed=0)
+  values = np.round(next(iterator)['waveform'][:, 0, 0] * 32768).astype(int)
+  assert (values // 10).tolist() == list(range(NUM_MELODIES))
+
+
+def test_records_of_another_kind_are_named(tmp_path):
+  records.write_shard(tmp_path / records.shard_name('train', 0, 1),
+                      [records.waveform_record('a', np.zeros(10))])
+  records.write_info(tmp_path, {'kind': 'waveforms'})
+  with pytest.raises(errors.UserError, match='holds waveforms records .* wanted melodies'):
+    melody.melody(tmp_path, 0.05)
