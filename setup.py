@@ -17,6 +17,7 @@ CORE = [
     'optax>=0.2.8',
     'orbax-checkpoint>=0.12.8',
     'safetensors>=0.8',
+    'scikit-learn>=1.9',
     'seqio>=0.0.20',
     'soundfile>=0.14',
     'soxr>=1.1',

@@ -211,7 +211,11 @@ def _parse_weights(weights: bytes, path: epath.Path) -> dict[str, np.ndarray]:
       raise errors.UserError(
           f'{path}: tensor {name} is {tensor["dtype"]}, wanted one of {", ".join(_STORED)}'
       )
-    arrays[name] = np.frombuffer(tensor['data'], _STORED[tensor['dtype']]).reshape(tensor['shape'])
+    values = np.frombuffer(tensor['data'], _STORED[tensor['dtype']])
+    try:
+      arrays[name] = values.reshape(tensor['shape'])
+    except (ValueError, OverflowError) as error:  # sizes beyond numpy's, such as [0, 2**62]
+      raise errors.UserError(f'{path}: tensor {name!r:.80} is no array: {error}') from error
   return arrays
 
 

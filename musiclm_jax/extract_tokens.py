@@ -44,6 +44,7 @@ class Tokenizer:
     self._acoustic_levels = _levels(models['soundstream'], acoustic_levels)
     self._acoustic_rate = models['soundstream'].config.frame_rate
     self._semantic_rate = models['w2v_bert'].config.frame_rate
+    self._semantic_layer = semantic_layer(models['w2v_bert'], models['semantic_quantizer'])
 
   @classmethod
   def load(cls, models_dir: str, **options) -> 'Tokenizer':
@@ -105,7 +106,8 @@ class Tokenizer:
                for waveform, (starts, _) in zip(waveforms, plans, strict=True) for start in starts]
 
     size = _windows_a_batch(self.batch_size, window)
-    features = self._run('w2v_bert', 'features', windows, len(windows), size)
+    features = self._run(
+        'w2v_bert', 'features', windows, len(windows), size, layer=self._semantic_layer)
     codes = self._run('semantic_quantizer', 'encode', features, len(windows), size)
     tokens, first = [], 0
     for starts, owner in plans:
@@ -141,6 +143,17 @@ class Tokenizer:
       batch_outputs = self.models[name].apply(method, np.pad(batch, padding), **options)
       outputs.append(np.asarray(batch_outputs)[:len(batch)])
     return np.concatenate(outputs)
+
+
+def semantic_layer(w2v_bert: checkpoints.ExportedModel,
+                   quantizer: checkpoints.ExportedModel) -> int:
+  """Returns the block of the masked-prediction module that a semantic quantizer was fitted to."""
+  layer = quantizer.extra.get('layer', w2v_bert.config.feature_layer)
+  most = w2v_bert.config.prediction_layers
+  if type(layer) is not int or not 0 <= layer <= most:
+    raise errors.UserError(f'{quantizer.directory} was fitted to layer {layer!r}, '
+                           f'{w2v_bert.directory} has 0 to {most}')
+  return layer
 
 
 def semantic_windows(seconds: int, window: int) -> tuple[list[int], list[int]]:

@@ -187,6 +187,15 @@ def test_bfloat16_parses():
   assert checkpoints._parse_weights(content, 'x')['a'].dtype == ml_dtypes.bfloat16
 
 
+@pytest.mark.parametrize('shape', [[0, 2**62], [0, 2**63], [1] * 65])
+def test_shapes_beyond_any_array_are_named(shape):
+  values = 4 * (0 not in shape)
+  header = json.dumps({'a': {'dtype': 'F32', 'shape': shape, 'data_offsets': [0, values]}}).encode()
+  content = len(header).to_bytes(8, 'little') + header + bytes(values)
+  with pytest.raises(errors.UserError, match="x: tensor 'a' is no array|x is not a safetensors file"):
+    checkpoints._parse_weights(content, 'x')
+
+
 @pytest.mark.parametrize('name', ['soundstream', 'w2v_bert', 'mulan', 'semantic'])
 def test_config_json_is_exact(name):
   config_class, _ = registry.classes(name)

@@ -218,3 +218,17 @@ def test_a_quantizer_fitted_to_other_weights_is_refused(models_dir):
         extract_tokens.Tokenizer(models)
     else:
       extract_tokens.Tokenizer(models)
+
+
+def test_tokens_come_from_the_layer_that_the_quantizer_was_fitted_to(models_dir, tokenizer):
+  models, clip = dict(tokenizer.models), _noise(1.0)
+  fitted = dataclasses.replace(models['semantic_quantizer'], extra={'layer': 0})
+  other = extract_tokens.Tokenizer(
+      models | {'semantic_quantizer': fitted}, clip_seconds=1, semantic_window_seconds=1, batch_size=1)
+  features = models['w2v_bert'].apply('features', clip[None], layer=0)
+  codes = _apply(tokenizer, 'semantic_quantizer', 'encode', features)[0]
+  np.testing.assert_array_equal(other._semantic_tokens([clip], [1])[0], codes)
+  for layer in (2, -1, '0', True):
+    fitted = dataclasses.replace(fitted, extra={'layer': layer})
+    with pytest.raises(errors.UserError, match='semantic_quantizer was fitted to layer .* has 0 to 1'):
+      extract_tokens.Tokenizer(models | {'semantic_quantizer': fitted})

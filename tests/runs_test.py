@@ -20,7 +20,7 @@ SIZES = {
   'soundstream_tiny_adversarial': 2.0, 'soundstream_base': 33.0, 'soundstream_paper': 33.0,
   'w2v_bert_tiny': 1.8, 'w2v_bert_base': 149, 'w2v_bert_xl': 589,
   'mulan_tiny': 1.9, 'mulan_base': 133, 'mulan_ast': 195,
-  'melody_tiny': 0.5, 'melody_base': 22.4,
+  'melody_tiny': 0.4, 'melody_base': 22.4,
   'semantic_tiny': 2.9, 'semantic_base': 430,
   'coarse_tiny': 3.9, 'coarse_base': 439,
   'fine_tiny': 3.1, 'fine_base': 428,

@@ -26,6 +26,8 @@ def _parse(argv):
   parser.add_argument('--max_steps', type=cli.positive, default=5000,
                       help='steps at most; held-out pieces of the train split stop it earlier '
                            '(default: 5000)')
+  parser.add_argument('--hop_seconds', type=cli.positive, default=1,
+                      help='seconds between the windows whose mean a clip is (default: 1)')
   parser.add_argument('--max_clips', type=cli.positive, default=None,
                       help='clips read of each split (default: all)')
   parser.add_argument('--seed', type=cli.seed, default=0, help='(default: 0)')
@@ -40,7 +42,8 @@ def main():
 
   fit_mapper.fit_mapper(
       args.model, args.waveforms, args.output, quantizer=args.quantizer, hidden_dim=args.hidden_dim,
-      max_steps=args.max_steps, max_clips=args.max_clips, seed=args.seed, dtype=args.dtype)
+      max_steps=args.max_steps, hop_seconds=args.hop_seconds,
+      max_clips=args.max_clips, seed=args.seed, dtype=args.dtype)
 
 
 if __name__ == '__main__':

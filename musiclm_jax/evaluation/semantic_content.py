@@ -53,6 +53,7 @@ class ModelTokens:
     self._model = checkpoints.load_model(directory / 'w2v_bert', 'w2v_bert')
     self._quantizer = checkpoints.load_model(directory / 'semantic_quantizer', 'semantic_quantizer')
     music_tokens.check_fitted_to(self._quantizer, self._model)
+    self._layer = extract_tokens.semantic_layer(self._model, self._quantizer)
     config = self._model.config
     if config.input_sample_rate != audio.SAMPLE_RATE or config.frame_rate % 1:
       raise errors.UserError(
@@ -70,7 +71,7 @@ class ModelTokens:
     for row, start in zip(rows, starts, strict=False):
       part = waveform[start * audio.SAMPLE_RATE:][:samples]
       row[:len(part)] = part
-    features = self._model.apply('features', rows)
+    features = self._model.apply('features', rows, layer=self._layer)
     codes = self._quantizer.apply('encode', features)
     features, codes = (
         np.asarray(x)[:, :window * rate].reshape(len(rows), window, rate, *x.shape[2:])
