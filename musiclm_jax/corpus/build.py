@@ -1,18 +1,25 @@
 """L4. The corpus as a whole: the plan, the workers, the files."""
 
 import collections
-import concurrent.futures
 import dataclasses
 import json
 import math
-import multiprocessing
 import os
 
 import numpy as np
 
 from musiclm_jax import errors
 from musiclm_jax.audio import SAMPLE_RATE
-from musiclm_jax.corpus import captions, compose, render, scores, styles, text_sources, user_audio
+from musiclm_jax.corpus import (
+  captions,
+  compose,
+  render,
+  render_pool,
+  scores,
+  styles,
+  text_sources,
+  user_audio,
+)
 from musiclm_jax.corpus.render import CLIP_SECONDS
 
 _LICENCES = """\
@@ -175,19 +182,6 @@ def _takes(spec: PieceSpec) -> list:
   return [t for t in takes if t]
 
 
-_RENDERER = None
-
-
-def _start_worker(soundfonts):
-  global _RENDERER  # one synthesizer per process, as FluidSynth keeps samples per process
-  _RENDERER = render.Renderer(soundfonts)
-
-
-def _work(arguments) -> list[dict]:
-  spec, output = arguments
-  return make_piece(spec, _RENDERER, output)
-
-
 def build(
   *,
   output: str,
@@ -246,26 +240,11 @@ def _render_all(specs, soundfonts, output, workers) -> list[dict]:
   rows = []
   if not specs:
     return rows
-  total = sum(s.num_clips for s in specs)
-  with tqdm(total=total, unit='clip', desc='rendering') as bar:
-    if workers == 1:
-      renderer = render.Renderer(soundfonts)
-      for spec in specs:
-        rows += make_piece(spec, renderer, output)
-        bar.update(spec.num_clips)
-      return rows
-    context = multiprocessing.get_context('spawn')
-    with concurrent.futures.ProcessPoolExecutor(
-      workers, context, _start_worker, (soundfonts,)
-    ) as pool:
-      try:
-        done = pool.map(_work, [(s, output) for s in specs])
-        for spec, made in zip(specs, done, strict=True):
-          rows += made
-          bar.update(spec.num_clips)
-      except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
+  with tqdm(total=sum(s.num_clips for s in specs), unit='clip', desc='rendering') as bar:
+    done = render_pool.make_all(make_piece, specs, soundfonts, output, workers)
+    for spec, made in zip(specs, done, strict=True):
+      rows += made
+      bar.update(spec.num_clips)
   return rows
 
 

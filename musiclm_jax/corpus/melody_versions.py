@@ -12,18 +12,16 @@ All versions of a melody have the same notes, so they last different times.  The
 kind 'instrument'.  Files and melodies.csv are what melody_records.py reads.
 """
 
-import concurrent.futures
 import csv
 import dataclasses
 import math
-import multiprocessing
 import os
 
 import numpy as np
 
 from musiclm_jax import errors
 from musiclm_jax.audio import SAMPLE_RATE
-from musiclm_jax.corpus import drums, melody_excerpts, render, scores, singing, styles
+from musiclm_jax.corpus import drums, melody_excerpts, render, render_pool, scores, singing, styles
 from musiclm_jax.corpus.instruments import INSTRUMENTS, Instrument
 from musiclm_jax.corpus.notes import Note, Piece, Section, Track
 
@@ -220,19 +218,6 @@ def _finish(audio: np.ndarray, rng) -> np.ndarray:
   return render.fade(render.level(audio, rng.uniform(-32, -16)), 0.1)
 
 
-_RENDERER = None
-
-
-def _start_worker(soundfonts):
-  global _RENDERER  # one synthesizer per process, as FluidSynth keeps samples per process
-  _RENDERER = render.Renderer(soundfonts)
-
-
-def _work(arguments) -> list[dict]:
-  spec, output = arguments
-  return make_melody(spec, _RENDERER, output)
-
-
 def build(*, output: str, num_melodies: int, num_versions: int = 4, seed: int = 0,
           scores_path: str | None = None, soundfonts: list[str] | None = None,
           test_share: float = 0.1, workers: int = 1) -> list[dict]:
@@ -251,17 +236,9 @@ def build(*, output: str, num_melodies: int, num_versions: int = 4, seed: int = 
   files = scores.list_scores(scores_path) if scores_path else ()
   specs = plan(num_melodies, num_versions, seed, test_share, files)
   os.makedirs(os.path.join(output, 'audio'), exist_ok=True)
-  context, rows = multiprocessing.get_context('spawn'), []
-  with concurrent.futures.ProcessPoolExecutor(
-    workers, context, _start_worker, (fonts,)
-  ) as pool:
-    try:
-      done = pool.map(_work, [(spec, output) for spec in specs], chunksize=4)
-      for made in tqdm(done, total=len(specs), unit='melody', desc='rendering'):
-        rows += made
-    except BaseException:
-      pool.shutdown(wait=False, cancel_futures=True)
-      raise
+  rows, done = [], render_pool.make_all(make_melody, specs, fonts, output, workers)
+  for made in tqdm(done, total=len(specs), unit='melody', desc='rendering'):
+    rows += made
   _write_texts(output, rows, fonts)
   return rows
 

@@ -291,7 +291,7 @@ def tables(report: Report) -> str:
   return '\n\n'.join([
       f'{report.num_files} files, {report.seconds:.1f} s',
       table(('codec', 'kbps nominal', 'kbps of the file', 'mel distance dB', 'SI-SDR dB'),
-             quality),
+            quality),
       table(('level', 'codes used', 'perplexity'), usage),
   ])
 
