@@ -96,3 +96,14 @@ def test_topology_changes_the_mesh_only(run, topology, vocabulary):
   plain.pop('mesh_shape')
   assert plain == changed
   assert changed['batch_size'] % max(1, sizes[0] * sizes[-1] if len(sizes) == 2 else 1) == 0
+
+
+@pytest.mark.parametrize('size, most', [('tiny', 6), ('base', 12)])
+def test_levels_of_mulan_that_the_stages_use_are_a_macro(size, most):
+  run = str(ROOT / 'gin' / 'runs' / f'semantic_{size}.gin')
+  layouts = []
+  for given in ((), ('MULAN_LEVELS=2',)):
+    gin_utils.load([run], [*DATA, *given])
+    layouts.append(gin_utils.arguments(train.train, ('objective',))['objective'].layout)
+  assert [layout.mulan.num_levels for layout in layouts] == [most, 2]
+  assert layouts[0].semantic == layouts[1].semantic
