@@ -32,6 +32,7 @@ EXTRAS = {
     'corpus': ['mido>=1.3.3', 'pyfluidsynth>=1.4'],
     'test': ['pytest>=9.2', 'pytest-timeout>=2.4', 'ruff>=0.17', 'scipy>=1.17'],
     'tpu': ['jax[tpu]>=0.10.2'],
+    'tpu_compile': ['libtpu>=0.0.52'],  # the compiler alone, for machines without a TPU
     'gcs': ['google-cloud-storage>=3.17', 'gcsfs>=2026.10'],
     # Beam 2.77 holds protobuf below 7; sentencepiece 0.2.3 then fails when seqio imports it.
     'beam': ['apache-beam>=2.77', 'google-crc32c>=1.7', 'sentencepiece<0.2.3'],

@@ -9,9 +9,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAYERS = {
     'musiclm_jax.errors': 0, 'musiclm_jax.cli': 0, 'musiclm_jax.token_layout': 0,
     'musiclm_jax.audio': 0, 'musiclm_jax.bitstream': 0, 'musiclm_jax.text': 0,
+    'musiclm_jax.tpu_chips': 0,
     'musiclm_jax.models': 1,
     'musiclm_jax.objectives': 2, 'musiclm_jax.sampling': 2, 'musiclm_jax.data': 2,
     'musiclm_jax.partitioning': 2, 'musiclm_jax.optimizers': 2, 'musiclm_jax.train_state': 2,
+    'musiclm_jax.program_costs': 2,
     'musiclm_jax.music_tokens': 3, 'musiclm_jax.feature_stream': 3,
     'musiclm_jax.checkpoints': 3, 'musiclm_jax.metric_writers': 3,
     'musiclm_jax.run_files': 3, 'musiclm_jax.codec': 3,
@@ -20,6 +22,7 @@ LAYERS = {
     'musiclm_jax.prepare_audio': 4, 'musiclm_jax.generate': 4, 'musiclm_jax.corpus': 4,
     'musiclm_jax.gin_utils': 4, 'musiclm_jax.pretrained': 4,
     'tasks': 5, 'musiclm_jax.evaluation': 5,
+    'musiclm_jax.compile_check': 5,
 }
 FRIENDLY = (0, 2, 3)  # layers whose modules may import each other; elsewhere only one's own folder
 FORBIDDEN = {  # layer -> third-party modules that must not be imported at its top level

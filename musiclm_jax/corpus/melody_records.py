@@ -102,7 +102,7 @@ def write_records(*, input_dir: str, table: str, output_dir: str, test_fraction:
   if os.path.exists(output_dir) and (not os.path.isdir(output_dir) or os.listdir(output_dir)):
     raise errors.UserError(f'{output_dir} is not an empty directory: remove it or choose another')
   melodies = read_table(input_dir, table, test_fraction)
-  counts, failed = {}, 0
+  counts, known, failed = {}, set(), 0
   with concurrent.futures.ThreadPoolExecutor(num_workers) as pool, tqdm(
       total=len(melodies), unit='melody', desc='melodies') as bar:
 
@@ -113,6 +113,7 @@ def write_records(*, input_dir: str, table: str, output_dir: str, test_fraction:
         failed += len(melody.versions) - len(versions)
         if len(versions) > 1:
           kinds, waveforms = zip(*versions, strict=True)
+          known.update(kinds)
           yield records.melody_record(melody.name, melody.piece, waveforms, kinds)
 
     for split in sorted({melody.split for melody in melodies}):
@@ -125,7 +126,7 @@ def write_records(*, input_dir: str, table: str, output_dir: str, test_fraction:
     shutil.rmtree(output_dir)  # empty shards only, and the directory was empty before
     raise errors.UserError(f'{table!r}: no melody has two versions that can be read')
   records.write_info(output_dir, {'kind': 'melodies', 'sample_rate': audio.SAMPLE_RATE,
-                                  'melodies': counts, 'failed': failed})
+                                  'melodies': counts, 'kinds': sorted(known), 'failed': failed})
   return counts
 
 

@@ -44,6 +44,17 @@ def random_crops(num_samples: int, crops_per_record: int = 1) -> Preprocessor:
   return lambda dataset: crop(dataset).unbatch()
 
 
+def versions_of(kinds: Sequence[str]) -> Preprocessor:
+  """Returns a step that leaves out versions of other kinds, and melodies of which one or none is left."""
+
+  @seqio.map_over_dataset
+  def choose(example):
+    wanted = tf.reduce_any(example['kinds'][:, None] == tf.constant(list(kinds)), axis=1)
+    return example | {name: tf.boolean_mask(example[name], wanted) for name in ('versions', 'kinds')}
+
+  return lambda dataset: choose(dataset).filter(lambda example: tf.size(example['versions']) > 1)
+
+
 def version_pairs(num_samples: int, max_shift: int) -> Preprocessor:
   """Returns a step from a melody record to {'waveform': int16[2, S], 'piece': int32[1]}.
 

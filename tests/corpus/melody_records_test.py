@@ -34,7 +34,8 @@ def test_records_hold_the_versions_from_where_the_melody_starts(covers, tmp_path
       input_dir=str(folder), table=str(table), output_dir=str(tmp_path / 'out'),
       test_fraction=0.5, num_shards=3)
   assert sum(counts.values()) == 6 and counts.keys() == {'train', 'test'}
-  assert records.read_info(tmp_path / 'out', 'melodies')['melodies'] == counts
+  info = records.read_info(tmp_path / 'out', 'melodies')
+  assert info['melodies'] == counts and info['kinds'] == ['cover', 'hum']
   found = {}
   for split, count in counts.items():
     read = list(records.read_melodies(tmp_path / 'out', split))

@@ -115,6 +115,15 @@ def test_a_short_version_is_followed_by_silence_and_pieces_by_name():
   assert again['piece'] == one['piece']
 
 
+def test_versions_of_other_kinds_are_left_out_and_melodies_of_one():
+  versions = tf.ragged.constant([[b'a', b'b', b'c'], [b'd', b'e'], [b'f', b'g']])
+  kinds = tf.ragged.constant([['hum', 'key', 'vocals'], ['hum', 'key'], ['hum', 'hum']])
+  dataset = tf.data.Dataset.from_tensor_slices({'versions': versions, 'kinds': kinds})
+  first, last = _run([preprocessors.versions_of(('hum', 'vocals'))], dataset)
+  assert first['versions'].tolist() == [b'a', b'c'] and first['kinds'].tolist() == [b'hum', b'vocals']
+  assert last['versions'].tolist() == [b'f', b'g']
+
+
 def test_pairs_follow_the_seed():
   versions = [np.arange(50), np.arange(40)]
   first, again, other = (

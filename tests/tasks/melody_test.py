@@ -22,13 +22,14 @@ def _directory(tmp_path_factory):
       for m in range(NUM_MELODIES)]
   for split in ('train', 'test'):
     records.write_shard(path / records.shard_name(split, 0, 1), serialised)
-  records.write_info(path, {'kind': 'melodies'})
+  records.write_info(path, {'kind': 'melodies', 'kinds': ['hum', 'instrument', 'key']})
   return path
 
 
-def _dataset(directory, **options):
+def _dataset(directory, kinds=None, **options):
   return datasets.SeqioDataset(
-      melody.melody(directory, 0.05), feature_converters.MelodyFeatureConverter(), **options)
+      melody.melody(directory, 0.05, kinds=kinds), feature_converters.MelodyFeatureConverter(),
+      **options)
 
 
 def test_batches_hold_two_versions_of_each_melody(directory):
@@ -52,6 +53,19 @@ def test_evaluation_reads_the_held_out_split_in_order(directory):
   iterator = _dataset(directory, split='test', shuffle=False).iterator(NUM_MELODIES, seed=0)
   values = np.round(next(iterator)['waveform'][:, 0, 0] * 32768).astype(int)
   assert (values // 10).tolist() == list(range(NUM_MELODIES))
+
+
+def test_versions_are_of_the_kinds_asked_for(directory):
+  iterator = _dataset(directory, ('key', 'instrument')).iterator(NUM_MELODIES, seed=0)
+  for _ in range(3):
+    values = np.round(next(iterator)['waveform'][..., 0] * 32768).astype(int)
+    assert (np.sort((values - 1) % 10, axis=1) == [0, 2]).all()
+
+
+@pytest.mark.parametrize('kinds', [('hum', 'whistle'), ()])
+def test_kinds_that_are_not_there_are_named(directory, kinds):
+  with pytest.raises(errors.UserError, match=r"wanted some of \['hum', 'instrument', 'key'\]"):
+    melody.melody(directory, 0.05, kinds=kinds)
 
 
 def test_records_of_another_kind_are_named(tmp_path):

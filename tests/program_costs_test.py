@@ -1,0 +1,153 @@
+"""FLOPs and collectives counted: by hand, and on programs that eight devices share."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from musiclm_jax import program_costs
+
+
+def flops(function, *shapes):
+  return program_costs.flops(jax.make_jaxpr(function)(*(jnp.zeros(shape) for shape in shapes)))
+
+
+def test_products_and_convolutions_by_hand():
+  assert flops(lambda a, b: jnp.tanh(a @ b), (3, 4), (4, 5)) == 2 * 3 * 4 * 5
+  assert flops(lambda a, b: jnp.einsum('bij,bjk->bik', a, b), (7, 3, 4), (7, 4, 5)) == 7 * 120
+  conv = lambda x, k: jax.lax.conv_general_dilated(
+      x, k, (2,), 'VALID', dimension_numbers=('NTC', 'TIO', 'NTC'))
+  assert flops(conv, (2, 9, 3), (5, 3, 8)) == 2 * (2 * 3 * 8) * (5 * 3)  # 3 frames of 8 outputs
+  grouped = lambda x, k: jax.lax.conv_general_dilated(
+      x, k, (1,), 'VALID', dimension_numbers=('NTC', 'TIO', 'NTC'), feature_group_count=4)
+  assert flops(grouped, (1, 5, 4), (5, 1, 4)) == 2 * 4 * 5
+
+
+def test_loops_count_as_often_as_they_run_and_choices_by_the_dearest():
+  step = lambda x, w: (jax.nn.relu(x @ w), None)
+  scan = lambda x, w: jax.lax.scan(step, x, w)[0]
+  assert flops(scan, (2, 4), (24, 4, 4)) == 24 * 2 * 2 * 4 * 4
+  assert flops(jax.jit(lambda x, w: scan(scan(x, w), w)), (2, 4), (3, 4, 4)) == 2 * 3 * 64
+  choice = lambda x, w: jax.lax.cond(x[0, 0] > 0, lambda: x @ w @ w, lambda: x @ w)
+  assert flops(choice, (2, 4), (4, 4)) == 2 * 64
+  loop = lambda x, w: jax.lax.while_loop(lambda x: x[0, 0] < 9, lambda x: x @ w, x)
+  with pytest.raises(ValueError, match='FLOPs of while cannot be counted'):
+    flops(loop, (2, 4), (4, 4))
+
+
+@pytest.mark.parametrize('policy, wanted', [
+    (jax.checkpoint_policies.everything_saveable, 3), (jax.checkpoint_policies.nothing_saveable, 4)])
+def test_what_the_backward_pass_computes_again_counts(policy, wanted):
+  """Of a chain of products: forward once, backward twice, and again what was not kept."""
+  def layer(x, w):
+    return jnp.tanh(jnp.tanh(x @ w) @ w)
+
+  def loss(x, w):
+    return jnp.sum(jax.checkpoint(layer, policy=policy)(x, w))
+
+  found = flops(jax.grad(loss, (0, 1)), (8, 8), (8, 8))
+  assert found in ((2 * wanted) * 1024, (2 * wanted - 1) * 1024)  # the last product's is not needed
+
+
+HLO = """
+HloModule jit_f, is_scheduled=true
+
+%body (p: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
+  %p = (s32[], f32[8,16]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = f32[8,16]{1,0:T(8,128)} get-tuple-element(%p), index=1
+  %two = s32[]{:T(128)} constant(2)
+  %next = s32[] add(%i, %two)
+  %ag = f32[64,16]{1,0} fusion(%x), kind=kOutput, calls=%gathering
+  %ag2 = f32[64,16]{1,0} fusion(%x), kind=kOutput, calls=%gathering.1
+  %cp = (f32[8,16]{1,0}, f32[8,16]{1,0}, u32[], u32[]) collective-permute-start(%x), channel_id=4
+  %done = f32[8,16]{1,0} collective-permute-done(%cp)
+  ROOT %t = (s32[], f32[8,16]) tuple(%next, %done)
+}
+
+%gathering (q: f32[8,16]) -> f32[64,16] {
+  %q = f32[8,16]{1,0} parameter(0)
+  ROOT %g = f32[64,16]{1,0} all-gather(%q), channel_id=3, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+%gathering.1 (q.1: f32[8,16]) -> f32[64,16] {
+  %q.1 = f32[8,16]{1,0} parameter(0)
+  ROOT %g.1 = f32[64,16]{1,0} all-gather(%q.1), channel_id=3, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+%condition (p.1: (s32[], f32[8,16])) -> pred[] {
+  %p.1 = (s32[], f32[8,16]) parameter(0)
+  %i.1 = s32[] get-tuple-element(%p.1), index=0
+  %bound = s32[]{:T(128)} constant(7)
+  ROOT %less = pred[] compare(%i.1, %bound), direction=LT
+}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+ENTRY %main (input: f32[8,16]) -> f32[8,16] {
+  %input = f32[8,16]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %start = (s32[], f32[8,16]) tuple(%zero, %input)
+  %loop = (s32[], f32[8,16]) while(%start), condition=%condition, body=%body
+  %y = f32[8,16]{1,0} get-tuple-element(%loop), index=1
+  %rs = bf16[4,16]{1,0} reduce-scatter(%y), channel_id=5, replica_groups={{0,1},{2,3}}, to_apply=%add
+  ROOT %ar = f32[8,16]{1,0} all-reduce(%y), channel_id=6, replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}, to_apply=%add
+}
+"""
+
+
+def test_collectives_by_hand():
+  """The loop runs for i = 0, 2, 4, 6; the gather is one, though two fusions go on beside it."""
+  assert program_costs.collectives(HLO) == {
+      'all-gather': (4, 4 * 7 / 8 * 64 * 16 * 4),
+      'collective-permute': (4, 4 * 8 * 16 * 4),
+      'reduce-scatter': (1, 1 / 2 * (2 * 4 * 16) * 2),
+      'all-reduce': (1, 2 * 3 / 4 * 8 * 16 * 4),
+  }
+
+
+@pytest.mark.parametrize('old, new', [
+    ('direction=LT', 'direction=NE'), ('add(%i, %two)', 'multiply(%i, %two)'),
+    ('constant(7)', 'parameter(1)')])
+def test_a_loop_of_unknown_length_is_named(old, new):
+  with pytest.raises(ValueError, match='loop loop: how often it runs is not known'):
+    program_costs.collectives(HLO.replace(old, new))
+
+
+ON_EIGHT_DEVICES = """
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+from musiclm_jax import partitioning, program_costs
+
+mesh = partitioning.make_mesh((1, 8, 1))
+split = lambda shape, *axes: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, P(*axes)))
+whole = NamedSharding(mesh, P())
+
+def f(x, layers):
+  def layer(x, w):
+    return jnp.tanh(x @ jax.lax.with_sharding_constraint(w, whole)), None
+  return jnp.sum(jax.lax.scan(layer, x, layers)[0])
+
+shapes = split((16, 32), 'fsdp'), split((6, 32, 32), None, 'fsdp')
+found = program_costs.collectives(jax.jit(f).lower(*shapes).compile().as_text())
+gathered = found['all-gather']
+assert gathered.count in (1, 6), found  # of all layers at once or of each
+assert gathered.sent == 7 / 8 * 6 * 32 * 32 * 4, found
+assert found['all-reduce'].count == 1 and found['all-reduce'].sent == 2 * 7 / 8 * 4, found
+"""
+
+
+def test_collectives_of_a_program_of_eight_devices():
+  environment = dict(
+      os.environ, XLA_FLAGS='--xla_force_host_platform_device_count=8', JAX_PLATFORMS='cpu')
+  done = subprocess.run([sys.executable, '-c', textwrap.dedent(ON_EIGHT_DEVICES)],
+                        env=environment, capture_output=True, text=True, timeout=300)
+  assert not done.returncode, done.stderr[-1500:]
