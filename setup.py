@@ -30,7 +30,7 @@ CORE = [
 ]
 EXTRAS = {
     'corpus': ['mido>=1.3.3', 'pyfluidsynth>=1.4'],
-    'test': ['pytest>=9.2', 'pytest-timeout>=2.4', 'ruff>=0.17', 'scipy>=1.17'],
+    'test': ['pytest>=9.2', 'pytest-timeout>=2.4', 'pytest-xdist>=3.8', 'ruff>=0.17', 'scipy>=1.17'],
     'tpu': ['jax[tpu]>=0.10.2'],
     'tpu_compile': ['libtpu>=0.0.52'],  # the compiler alone, for machines without a TPU
     'gcs': ['google-cloud-storage>=3.17', 'gcsfs>=2026.10'],

@@ -1,12 +1,16 @@
 """Pairs of versions of a melody, as the melody objective eats them."""
 
+import pathlib
+
+import jax
 import numpy as np
 import pytest
 
-from musiclm_jax import errors
+from musiclm_jax import errors, gin_utils, train
 from musiclm_jax.data import datasets, feature_converters, records
 from tasks import melody
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 NUM_MELODIES = 6
 
 
@@ -74,3 +78,17 @@ def test_records_of_another_kind_are_named(tmp_path):
   records.write_info(tmp_path, {'kind': 'waveforms'})
   with pytest.raises(errors.UserError, match='holds waveforms records .* wanted melodies'):
     melody.melody(tmp_path, 0.05)
+
+
+def test_the_run_file_gives_what_its_objective_eats(directory):
+  gin_utils.load([str(ROOT / 'gin' / 'runs' / 'melody_tiny.gin')], [
+      'WORKDIR=unused', f'DATA_DIR={directory}', 'melody.melody.kinds=("hum", "key")'])
+  names = ('objective', 'dataset', 'eval_dataset')
+  objective, dataset, held_out = gin_utils.arguments(train.train, names).values()
+  assert (dataset.split, dataset.shuffle) == ('train', True)
+  assert (held_out.split, held_out.shuffle) == ('test', False)
+  batch = next(held_out.iterator(3, seed=0))
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), dict(batch)) == jax.tree.map(
+      lambda x: (x.shape, x.dtype), objective.input_shapes(3))
+  values = np.round(batch['waveform'][..., 0] * 32768).astype(int)
+  assert (np.sort((values - 1) % 10, axis=1) == [1, 2]).all()
