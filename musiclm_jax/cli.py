@@ -3,7 +3,7 @@
 import argparse
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from musiclm_jax import errors
 
@@ -16,6 +16,24 @@ def parser(description: str, examples: str) -> argparse.ArgumentParser:
       formatter_class=argparse.RawDescriptionHelpFormatter,
       allow_abbrev=False,
   )
+
+
+def parse_gin(flags: argparse.ArgumentParser, arguments: Sequence[str]
+              ) -> tuple[argparse.Namespace, list[str]]:
+  """Returns (flags, bindings) of a parser that gets --gin_file and --gin.NAME added.
+
+  ['--gin.SEED=1'] gives the binding 'SEED=1'.
+  """
+  flags.add_argument(
+      '--gin_file', action='append', required=True, metavar='FILE',
+      help='a run file, then for example a topology; repeatable, later files win',
+  )  # fmt: skip
+  flags.add_argument(
+      '--gin.NAME', dest='unused', metavar='VALUE',
+      help='sets a macro (--gin.SEED=1) or a parameter (--gin.train.train.log_every=10)',
+  )  # fmt: skip
+  bindings = [each.removeprefix('--gin.') for each in arguments if each.startswith('--gin.')]
+  return flags.parse_args([each for each in arguments if not each.startswith('--gin.')]), bindings
 
 
 def positive(text: str) -> int:

@@ -95,9 +95,7 @@ def _codebooks(quantizer: str | None, mulan: checkpoints.ExportedModel) -> np.nd
   """Returns f32[Q, K, E], no levels at all without a quantizer."""
   if quantizer is None:
     return np.zeros((0, 1, mulan.config.embedding_dim), np.float32)
-  exported = checkpoints.load_model(quantizer, 'mulan_quantizer')
-  music_tokens.check_fitted_to(exported, mulan)
-  return np.asarray(exported.variables['codebooks']['embeddings'], np.float32)
+  return music_tokens.codebooks(quantizer, mulan)
 
 
 def _embedded(mulan, waveforms, split, hop_seconds, max_clips) -> music_tokens.Pairs:

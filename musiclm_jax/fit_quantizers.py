@@ -115,29 +115,18 @@ def fit_mulan_quantizer(
   """Writes an exported 'mulan_quantizer' to `output`; returns its report.
 
   Arguments as for `fit_semantic_quantizer`; `model` is an exported mulan. Each level is k-means
-  on what the levels before leave over, run to rest: moving averages would end there too.
+  on what the levels before leave over, run to rest: moving averages would end there too.  Logs how
+  far captions lie from their clips, of the held-out split if there is one.
   """
   exported = checkpoints.load_model(model, 'mulan')
-  window, hop = (round(s * audio.SAMPLE_RATE) for s in (window_seconds, hop_seconds))
-  train, test = _streams(
-      waveforms, lambda clip: music_tokens.windows(clip, window, hop),
-      lambda waveform: exported.apply('embed_audio', waveform), batch_size, max_clips)
-  sample = train.sample(max_points, seed)
-  _check_enough(sample, codebook_size, 'windows', waveforms)
-  codebooks, report = _fit_residual(
-      sample, test, num_quantizers, codebook_size, num_iterations, max_points, seed)
-  _log_report(report)
-  gap = _text_audio_gap(exported, waveforms, codebooks, 'test' if test else 'train', hop_seconds,
-                        max_clips)
-  config = quantizers.ResidualVectorQuantizerConfig(
-      dim=codebooks.shape[-1], num_quantizers=num_quantizers, codebook_size=codebook_size)
-  checkpoints.export_model(
-      output, 'mulan_quantizer', config,
-      {'codebooks': quantizers.codebook_variables(codebooks)},
-      extra={'fitted_to': exported.fingerprint, 'window_seconds': window_seconds,
-             'hop_seconds': hop_seconds, 'windows': sample.count,
-             'report': dataclasses.asdict(report), **gap}, dtype=dtype)
-  return report
+
+  def gap(codebooks, split):
+    return _text_audio_gap(exported, waveforms, codebooks, split, hop_seconds, max_clips)
+
+  return _fit_windows(
+      exported, 'embed_audio', waveforms, ('waveforms',), output, 'mulan_quantizer', window_seconds,
+      hop_seconds, num_quantizers, codebook_size, num_iterations, max_points, max_clips, batch_size,
+      seed, dtype, gap)
 
 
 def _text_audio_gap(mulan, waveforms, codebooks, split, hop_seconds, max_clips) -> dict:
@@ -170,24 +159,38 @@ def fit_melody_quantizer(
   if config.sample_rate != audio.SAMPLE_RATE:
     raise errors.UserError(f'{model} hears {config.sample_rate} Hz, wanted {audio.SAMPLE_RATE}')
   hop_seconds = config.hop_seconds if hop_seconds is None else hop_seconds
-  window, hop = config.window_samples, round(hop_seconds * audio.SAMPLE_RATE)
+  return _fit_windows(
+      exported, 'embed', waveforms, ('waveforms', 'melodies'), output, 'melody_quantizer',
+      config.window_seconds, hop_seconds, num_quantizers, codebook_size, num_iterations, max_points,
+      max_clips, batch_size, seed, dtype)
+
+
+def _fit_windows(
+    exported, method, waveforms, kinds, output, name, window_seconds, hop_seconds, num_quantizers,
+    codebook_size, num_iterations, max_points, max_clips, batch_size, seed, dtype,
+    more=lambda codebooks, split: {},
+) -> FitReport:
+  """Writes the quantizer `name` of the embeddings of windows, exported.METHOD; returns its report.
+
+  more(codebooks, the split reported on): what else config.json is to hold.
+  """
+  window, hop = (round(s * audio.SAMPLE_RATE) for s in (window_seconds, hop_seconds))
   train, test = _streams(
       waveforms, lambda clip: music_tokens.windows(clip, window, hop),
-      lambda waveform: exported.apply('embed', waveform), batch_size, max_clips,
-      ('waveforms', 'melodies'))
+      lambda waveform: exported.apply(method, waveform), batch_size, max_clips, kinds)
   sample = train.sample(max_points, seed)
   _check_enough(sample, codebook_size, 'windows', waveforms)
   codebooks, report = _fit_residual(
       sample, test, num_quantizers, codebook_size, num_iterations, max_points, seed)
-  checkpoints.export_model(
-      output, 'melody_quantizer',
-      quantizers.ResidualVectorQuantizerConfig(
-          dim=codebooks.shape[-1], num_quantizers=num_quantizers, codebook_size=codebook_size),
-      {'codebooks': quantizers.codebook_variables(codebooks)},
-      extra={'fitted_to': exported.fingerprint, 'window_seconds': config.window_seconds,
-             'hop_seconds': hop_seconds, 'windows': sample.count,
-             'report': dataclasses.asdict(report)}, dtype=dtype)
   _log_report(report)
+  config = quantizers.ResidualVectorQuantizerConfig(
+      dim=codebooks.shape[-1], num_quantizers=num_quantizers, codebook_size=codebook_size)
+  checkpoints.export_model(
+      output, name, config, {'codebooks': quantizers.codebook_variables(codebooks)},
+      extra={'fitted_to': exported.fingerprint, 'window_seconds': window_seconds,
+             'hop_seconds': hop_seconds, 'windows': sample.count,
+             'report': dataclasses.asdict(report), **more(codebooks, 'test' if test else 'train')},
+      dtype=dtype)
   return report
 
 

@@ -8,6 +8,7 @@ is shorter than one, a text's embedding is not, so the mean is made a unit vecto
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -124,6 +125,13 @@ def check_fitted_to(fitted: checkpoints.ExportedModel, model: checkpoints.Export
     raise errors.UserError(
         f'{fitted.name} was fitted to a {model.name} with sha256 {wanted}, the one given has '
         f'{model.fingerprint}: fit it again')
+
+
+def codebooks(directory: str | os.PathLike, mulan: checkpoints.ExportedModel) -> np.ndarray:
+  """Returns f32[Q, K, E] of an exported mulan_quantizer, which must be fitted to `mulan`."""
+  quantizer = checkpoints.load_model(directory, 'mulan_quantizer')
+  check_fitted_to(quantizer, mulan)
+  return np.asarray(quantizer.variables['codebooks']['embeddings'], np.float32)
 
 
 def melody_tokens(melody: checkpoints.ExportedModel, quantizer: checkpoints.ExportedModel,

@@ -19,16 +19,10 @@ _DATA = ('WORKDIR', 'DATA_DIR', 'TOKENS_DIR', 'NOISE_DIR', 'VOCAB_FILE')  # not 
 
 def main() -> None:
   parser = cli.parser(__doc__, EXAMPLES)
-  parser.add_argument('--gin_file', action='append', required=True, metavar='FILE',
-                      help='a run file, then for example a topology; repeatable')
-  parser.add_argument('--gin.NAME', dest='unused', metavar='VALUE',
-                      help='sets a macro, for example --gin.BATCH_SIZE=256')
   parser.add_argument('--topology', required=True,
                       help=f'chip ({", ".join(tpu_chips.CHIPS)}) and shape, like v5e:16x16')
   parser.add_argument('--json', metavar='FILE', help='file for all figures as well')
-  arguments = sys.argv[1:]
-  bindings = [each.removeprefix('--gin.') for each in arguments if each.startswith('--gin.')]
-  flags = parser.parse_args([each for each in arguments if not each.startswith('--gin.')])
+  flags, bindings = cli.parse_gin(parser, sys.argv[1:])
   tpu_chips.parse(flags.topology)
   tpu_chips.use_compiler_without_chips(os.environ)  # before jax is imported
 

@@ -19,14 +19,6 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
   """Returns (flags, bindings): ['--gin.SEED=1'] gives the binding 'SEED=1'."""
   parser = cli.parser(__doc__, EXAMPLES)
   parser.add_argument(
-      '--gin_file', action='append', required=True, metavar='FILE',
-      help='a run file, then for example a topology; repeatable, later files win',
-  )  # fmt: skip
-  parser.add_argument(
-      '--gin.NAME', dest='unused', metavar='VALUE',
-      help='sets a macro (--gin.SEED=1) or a parameter (--gin.train.train.log_every=10)',
-  )  # fmt: skip
-  parser.add_argument(
       '--dry_run', action='store_true',
       help='print parameter count, batch shapes and configuration; train nothing, write nothing',
   )  # fmt: skip
@@ -35,8 +27,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
       help='one of several hosts: connect through jax.distributed, which finds TPU and Slurm hosts'
       ' itself and reads JAX_COORDINATOR_ADDRESS elsewhere',
   )  # fmt: skip
-  bindings = [arg.removeprefix('--gin.') for arg in argv if arg.startswith('--gin.')]
-  return parser.parse_args([arg for arg in argv if not arg.startswith('--gin.')]), bindings
+  return cli.parse_gin(parser, argv)
 
 
 def main() -> None:

@@ -47,7 +47,8 @@ def measure(
                            f'{audio.SAMPLE_RATE}')
   tokenizer = text.WordPieceTokenizer(directory / 'mulan' / 'vocab.txt')
   mulan.config.text.check_vocabulary(tokenizer.vocab_size, tokenizer.vocab_file)
-  codebooks = _codebooks(mulan, directory / 'mulan_quantizer')
+  quantizer = directory / 'mulan_quantizer'
+  codebooks = music_tokens.codebooks(quantizer, mulan) if quantizer.exists() else None
   captions, one, whole = [], [], []
   for row, _, waveform in corpus_clips.clips(rows, waveforms_dir, 'test', max_clips, progress):
     if row['captions']:
@@ -83,12 +84,3 @@ def recalls(direction: str, name: str, queries: np.ndarray, answers: np.ndarray)
       direction, name,
       tuple(float(mulan_objective.recall(above, k)) for k in RECALL_AT),
       tuple(min(k / count, 1.0) for k in RECALL_AT), count)
-
-
-def _codebooks(mulan: checkpoints.ExportedModel, directory: pathlib.Path) -> np.ndarray | None:
-  """Returns f32[Q, K, E] of the quantizer, None when the directory is missing."""
-  if not directory.exists():
-    return None
-  quantizer = checkpoints.load_model(directory, 'mulan_quantizer')
-  music_tokens.check_fitted_to(quantizer, mulan)
-  return np.asarray(quantizer.variables['codebooks']['embeddings'])
