@@ -364,6 +364,7 @@ class TrainingCheckpoints:
 def read_variables(workdir: str, step: int | None = None) -> tuple[int, dict[str, Any]]:
   """Returns (step, {'params': ..., **model_state}) as numpy arrays, without the optimizer.
 
+  The params are their moving average when the run kept one.
   Reads `step`, or the last step that can be read; neither objective nor data are needed.
   """
   directory = _directory(workdir)
@@ -395,10 +396,11 @@ def _steps(directory: epath.Path) -> list[int]:
 def _read_variables(path: epath.Path) -> dict[str, Any]:
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     saved = checkpointer.metadata(path).item_metadata.tree
-    wanted = {key: saved[key] for key in ('params', 'model_state') if key in saved}
+    params = 'average' if saved.get('average') else 'params'
+    wanted = {key: saved[key] for key in (params, 'model_state') if key in saved}
     arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     tree = checkpointer.restore(
         path,
         args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True),
     )
-  return {'params': tree['params'], **(tree.get('model_state') or {})}
+  return {'params': tree[params], **(tree.get('model_state') or {})}

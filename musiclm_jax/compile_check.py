@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from musiclm_jax import errors, partitioning, program_costs, tpu_chips, train, train_state
+from musiclm_jax import errors, partitioning, program_costs, tpu_chips, train_state, train_step
 
 
 class OutOfMemory(errors.UserError):
@@ -93,7 +93,7 @@ def check_train_step(
            for name, each in objective.input_shapes(batch_size).items()}
   start = time.monotonic()
   with partitioning.activate(mesh):
-    traced = train.make_train_step(objective, optimizer, wanted).trace(wanted, batch)
+    traced = train_step.make_train_step(objective, optimizer, wanted).trace(wanted, batch)
     compiled = _compile(traced, topology)
     forward = jax.make_jaxpr(
         lambda params, state, batch: objective.loss_fn(params, state, batch, jax.random.key(0), 0)

@@ -60,19 +60,26 @@ def activate(mesh: Mesh):
     yield mesh
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+def check_batch_size(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None:
   """Raises a UserError when a batch cannot be split evenly over the devices that share it."""
   num_shards = mesh.shape['data'] * mesh.shape['fsdp']
-  if batch_size < 1 or batch_size % num_shards:
+  if batch_size < 1 or batch_size % (num_shards * microbatches):
+    parts = f' in {microbatches} microbatches' if microbatches > 1 else ''
     raise errors.UserError(
         f'batch_size {batch_size} is not divisible by {num_shards} devices'
-        f' (data {mesh.shape["data"]} x fsdp {mesh.shape["fsdp"]})'
+        f' (data {mesh.shape["data"]} x fsdp {mesh.shape["fsdp"]}){parts}'
     )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of a batch: its first dimension over data and fsdp."""
   return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+
+
+def shard_rows(tree: Any, axis: int) -> Any:
+  """Returns `tree`, inside of jit, with `axis` of every array over data and fsdp."""
+  spec = PartitionSpec(*(None,) * axis, ('data', 'fsdp'))
+  return jax.lax.with_sharding_constraint(tree, jax.tree.map(lambda _: spec, tree))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -21,7 +21,15 @@ import optax
 from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
-from musiclm_jax import checkpoints, errors, metric_writers, partitioning, run_files, train_state
+from musiclm_jax import (
+    checkpoints,
+    errors,
+    metric_writers,
+    partitioning,
+    run_files,
+    train_state,
+    train_step,
+)
 from musiclm_jax.objectives import base
 
 log = logging.getLogger(__name__)
@@ -49,6 +57,8 @@ def train(
     seed: int = 0,
     init_from: str | None = None,
     mesh_shape: tuple[int, int, int] = (-1, 1, 1),
+    microbatches: int = 1,
+    average_decay: float | None = None,
     log_every: int = 100,
     eval_every: int = 1000,
     eval_batches: int = 8,
@@ -77,6 +87,9 @@ def train(
     init_from: directory of an exported model whose weights a new run starts from; a run that
       already has a checkpoint goes on from that.
     mesh_shape: devices along ('data', 'fsdp', 'model'); -1 takes what is left.
+    microbatches: parts that a batch is computed in, one after the other, for less memory.
+    average_decay: of the moving average of the parameters, which evaluation and the exported model
+      then take; None for none.
     log_every: steps between metrics; each is the mean over the steps since the last.
     eval_every: steps between evaluations.
     eval_batches: held-out batches per evaluation, always the same.
@@ -91,11 +104,12 @@ def train(
     jax.config.update('jax_compilation_cache_dir', str(compilation_cache))
     jax_cache.reset_cache()  # it may have been opened, without a directory, by an earlier program
   mesh = partitioning.make_mesh(mesh_shape)
-  partitioning.check_batch_size(batch_size, mesh)
+  partitioning.check_batch_size(batch_size, mesh, microbatches)
   run_files.write(workdir, objective, config_text)
 
   batches = _Batches(dataset, objective, batch_size, seed, mesh)
-  wanted = train_state.shapes(objective, optimizer, batch_size, mesh)
+  averages = average_decay is not None
+  wanted = train_state.shapes(objective, optimizer, batch_size, mesh, averages)
   saved = checkpoints.TrainingCheckpoints(workdir, max_to_keep)
   state = saved.restore(wanted, batches.iterator)
   if state is None:
@@ -106,13 +120,13 @@ def train(
   log.info('%s: %s parameters, step %d of %d on %s', objective.model_name,
            f'{train_state.num_params(state):,}', start, total_steps, _devices(mesh))  # fmt: skip
 
-  train_step = make_train_step(objective, optimizer, wanted)
+  step = train_step.make_train_step(objective, optimizer, wanted, microbatches, average_decay)
   evaluate = _Evaluation(objective, eval_dataset, batch_size, eval_batches, mesh)
   writer = metric_writers.MetricWriter(workdir, start)
   every = _Every(total_steps, log_every, eval_every if eval_dataset else None, checkpoint_every)
   with partitioning.activate(mesh), contextlib.closing(saved), contextlib.closing(writer):
     state = _loop(
-        state, train_step, batches, saved, evaluate, writer, every,
+        state, step, batches, saved, evaluate, writer, every,
         getattr(objective, 'check_metrics', None))
   if export_dir and int(state.step) >= total_steps:
     run_files.export(workdir, export_dir, dtype=export_dtype)
@@ -138,7 +152,7 @@ class _Every(NamedTuple):
   checkpoint: int
 
 
-def _loop(state, train_step, batches, saved, evaluate, writer, every: _Every, check_metrics):
+def _loop(state, take_step, batches, saved, evaluate, writer, every: _Every, check_metrics):
   """Returns the state after `every.total` steps, or after the step a signal came in."""
   step = start = int(state.step)
   progress = metric_writers.ProgressLine(start, every.total)
@@ -146,7 +160,7 @@ def _loop(state, train_step, batches, saved, evaluate, writer, every: _Every, ch
   stopping = False
   with _stop_signal() as stop:
     while step < every.total and not stopping:
-      state, metrics = train_step(state, next(batches))
+      state, metrics = take_step(state, next(batches))
       step += 1
       window.append(metrics)
       # At most two steps run ahead: more would only pile up batches in the device's memory.
@@ -180,41 +194,9 @@ def _loop(state, train_step, batches, saved, evaluate, writer, every: _Every, ch
   return state
 
 
-def make_train_step(objective, optimizer, wanted: train_state.TrainState):
-  """Returns the jitted (state, batch) -> (state, metrics); the state given is used up.
-
-  `wanted`: the state's shapes and shardings, see train_state.shapes.  Call it inside
-  partitioning.activate.
-  """
-
-  def train_step(state, batch):
-    rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-    grad_fn = jax.value_and_grad(objective.loss_fn, has_aux=True)
-    (loss, (model_state, metrics)), gradients = grad_fn(
-        state.params, state.model_state, batch, rng, state.step
-    )
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    metrics = dict(
-        metrics,
-        loss=loss,
-        gradient_norm=optax.global_norm(gradients),
-        parameter_norm=optax.global_norm(params),
-    )
-    if hasattr(optimizer, 'learning_rate'):
-      metrics['learning_rate'] = optimizer.learning_rate(state.step)
-    state = state.replace(
-        step=state.step + 1, params=params, opt_state=opt_state, model_state=model_state
-    )
-    return state, metrics
-
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, wanted)
-  outputs = (shardings, partitioning.replicated(wanted.step.sharding.mesh))
-  return jax.jit(train_step, donate_argnums=0, out_shardings=outputs)
-
-
 def describe(
-    *, objective, dataset, optimizer, batch_size, seed=0, mesh_shape=(-1, 1, 1), **unused
+    *, objective, dataset, optimizer, batch_size, seed=0, mesh_shape=(-1, 1, 1), microbatches=1,
+    average_decay=None, **unused
 ) -> str:
   """Returns what `train` would run, as text: parameters, mesh, and the first batch's shapes.
 
@@ -222,14 +204,16 @@ def describe(
   """
   del unused
   mesh = partitioning.make_mesh(mesh_shape)
-  partitioning.check_batch_size(batch_size, mesh)
-  state = train_state.shapes(objective, optimizer, batch_size, mesh)
+  partitioning.check_batch_size(batch_size, mesh, microbatches)
+  train_step.check_microbatches(objective, microbatches)
+  state = train_state.shapes(objective, optimizer, batch_size, mesh, average_decay is not None)
   batch = _Batches(dataset, objective, batch_size, seed, mesh).next_host_batch()
   count = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
   lines = [
       f'model: {objective.model_name}, {train_state.num_params(state):,} parameters',
       f'state: {count / 2**20:,.0f} MiB with the optimizer, over {_devices(mesh)}',
-      f'batch: {batch_size} examples',
+      f'batch: {batch_size} examples'
+      + (f' in {microbatches} microbatches' if microbatches > 1 else ''),
   ]
   for name, array in sorted(batch.items()):
     lines.append(f'  {name}: {array.dtype}{list(array.shape)}')
@@ -271,7 +255,7 @@ class _Evaluation:
 
   def __init__(self, objective, dataset, batch_size, num_batches, mesh):
     def eval_step(state, batch):
-      return objective.eval_fn(state.params, state.model_state, batch)
+      return objective.eval_fn(state.trained, state.model_state, batch)
 
     self._step = jax.jit(eval_step, out_shardings=partitioning.replicated(mesh))
     self._media_fn = getattr(objective, 'media_fn', None)
@@ -289,7 +273,7 @@ class _Evaluation:
   def media(self, state: train_state.TrainState) -> dict[str, tuple[str, np.ndarray, int]]:
     if self._media_fn is None:
       return {}
-    media = self._media_fn(state.params, state.model_state, next(self._batches()))
+    media = self._media_fn(state.trained, state.model_state, next(self._batches()))
     return {
         name: (kind, partitioning.to_host(clips), rate)
         for name, (kind, clips, rate) in media.items()

@@ -20,6 +20,8 @@ class TrainState(flax.struct.PyTreeNode):
   params: plain tree (no axis boxes) of the model's parameters.
   opt_state: optax state.
   model_state: collections that the loss updates itself, as EMA codebooks; {} when there are none.
+  average: moving average of the parameters, {} when none is kept: over about 1 / (1 - decay) steps,
+    as in Polyak and Juditsky (1992); the decay of step n is at most (1 + n) / (10 + n).
   rng: uint32[2]; step `n` draws from fold_in(rng, n), so randomness needs no other state.
   """
 
@@ -27,7 +29,13 @@ class TrainState(flax.struct.PyTreeNode):
   params: Any
   opt_state: Any
   model_state: Any
+  average: Any
   rng: jax.Array
+
+  @property
+  def trained(self) -> Any:
+    """Returns what evaluation and the exported model take: the average, or the parameters."""
+    return self.average or self.params
 
 
 def shapes(
@@ -35,12 +43,13 @@ def shapes(
     optimizer: optax.GradientTransformation,
     batch_size: int,
     mesh: Mesh,
+    averages: bool = False,
 ) -> TrainState:
   """Returns the state as ShapeDtypeStructs that carry their sharding; nothing is computed."""
   key = jax.random.key(0)
   batch = objective.input_shapes(batch_size)
   boxed, _ = jax.eval_shape(objective.init, key, batch)
-  abstract = jax.eval_shape(_init(objective, optimizer, batch_size), 0)
+  abstract = jax.eval_shape(_init(objective, optimizer, batch_size, averages), 0)
   params = partitioning.param_shardings(boxed, mesh)
   whole = partitioning.replicated(mesh)
   shardings = TrainState(
@@ -48,6 +57,7 @@ def shapes(
       params=params,
       opt_state=partitioning.like_params(abstract.opt_state, abstract.params, params, mesh),
       model_state=jax.tree.map(lambda _: whole, abstract.model_state),
+      average=params if averages else {},
       rng=whole,
   )
   return jax.tree.map(
@@ -66,8 +76,9 @@ def create(
 ) -> TrainState:
   """Returns the state at step 0, each device making only its own part (`wanted`: see shapes)."""
   shardings = jax.tree.map(lambda leaf: leaf.sharding, wanted)
+  averages = bool(wanted.average)
   # Outside partitioning.activate: linen makes some kernels flat first, which names do not fit.
-  return jax.jit(_init(objective, optimizer, batch_size), out_shardings=shardings)(seed)
+  return jax.jit(_init(objective, optimizer, batch_size, averages), out_shardings=shardings)(seed)
 
 
 def with_variables(
@@ -101,14 +112,15 @@ def with_variables(
   params, model_state = jax.tree_util.tree_map_with_path(put, old, new)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state.opt_state)
   opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
-  return state.replace(params=params, model_state=model_state, opt_state=opt_state)
+  average = jax.tree.map(jnp.copy, params) if state.average else {}
+  return state.replace(params=params, model_state=model_state, opt_state=opt_state, average=average)
 
 
 def num_params(state: TrainState) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
 
-def _init(objective, optimizer, batch_size):
+def _init(objective, optimizer, batch_size, averages):
   def init(seed):
     key = jax.random.PRNGKey(seed)
     batch = {
@@ -122,6 +134,7 @@ def _init(objective, optimizer, batch_size):
         params=params,
         opt_state=optimizer.init(params),
         model_state=nn.unbox(model_state),
+        average=params if averages else {},
         rng=jax.random.fold_in(key, 2),
     )
 

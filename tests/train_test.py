@@ -19,7 +19,7 @@ import pytest
 from flax import linen as nn
 from jax.experimental.compilation_cache import compilation_cache
 
-from musiclm_jax import errors, metric_writers, optimizers, train
+from musiclm_jax import checkpoints, errors, metric_writers, optimizers, train
 from musiclm_jax.objectives import base
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -205,6 +205,20 @@ def test_learning_happens_and_evaluation_sees_it(tmp_path):
   events = b''.join(path.read_bytes() for path in (tmp_path / 'tensorboard').iterdir())
   for tag in (b'train/loss', b'eval/mse', b'tone/0', b'timing/steps_per_second'):
     assert tag in events
+
+
+def test_the_average_is_saved_evaluated_and_exported(tmp_path):
+  changes = {'average_decay': 0.5, 'eval_dataset': RandomDataset(), 'eval_batches': 1, 'eval_every': 4}
+  state = run(tmp_path, 4, **changes)
+  resumed = run(tmp_path / 'halves', 2, **changes)
+  resumed = run(tmp_path / 'halves', 4, **changes)
+  assert_same(state, resumed)
+  assert_same(checkpoints.read_variables(tmp_path)[1]['params'], state.average)
+  (line,) = metrics_of(tmp_path, 'eval/mse')
+  objective, batch = RegressionObjective(), next(RandomDataset().iterator(8, 0, 0, 1))
+  mse = lambda params: float(objective.eval_fn(params, state.model_state, batch)['mse'])
+  np.testing.assert_allclose(float(line.split(',')[2]), mse(state.average), rtol=1e-5)
+  assert abs(mse(state.average) - mse(state.params)) > 1e-4
 
 
 @pytest.mark.parametrize('log_every', [1, 100])

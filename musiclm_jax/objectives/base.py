@@ -23,6 +23,8 @@ class Objective(Protocol):
   Optional members, looked up by name:
     media_fn(params, model_state, batch): dict of name -> ('audio', f32[N, S], sample rate), shown
       in TensorBoard as audio and spectrogram pictures.  Called outside jit, after each evaluation.
+    loss_is_mean_over_examples: bool. True when the examples of a batch do not meet, neither in the
+      loss nor in model_state, so that a batch may be computed in parts.  Default: False.
     check_metrics(step, metrics): str | None.  Sees the mean training metrics at every report; a
       sentence that says what has collapsed ends the run.
     export_subtree: str. Top-level key of `params` that holds the model (others, as a GAN's

@@ -39,6 +39,8 @@ class LanguageModelObjective:
   z_loss: float = 1e-4
   tokens_dir: str | tuple[str, ...] | None = None
 
+  loss_is_mean_over_examples = True  # crops have one length, so microbatches weigh the same
+
   def __post_init__(self):
     if self.softmax not in ('legal', 'full'):
       raise errors.UserError(f"softmax is {self.softmax!r}, wanted 'legal' or 'full'")
