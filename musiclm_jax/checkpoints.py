@@ -1,9 +1,8 @@
-"""L3. Two forms of a trained model: training checkpoints (orbax) and exported directories.
+"""L3. The exported form of a trained model, which is what other programs read.
 
-A training checkpoint holds the state and the position in the data, in one step directory, so that a
-resumed run goes on bit for bit.  An exported model is what other programs read:
   model.safetensors  arrays named 'params/encoder/conv/kernel', 'codebooks/quantizer/embeddings'
   config.json        {"format_version": 1, "model": "soundstream", "config": {...}, "extra": {...}}
+
 Loading one runs no code from it: no pickle, no gin.
 """
 
@@ -11,7 +10,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -22,16 +20,12 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
 from etils import epath
-from jax.experimental import multihost_utils
 
 from musiclm_jax import errors
 from musiclm_jax.models import registry
-
-log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE = 'model.safetensors'
@@ -41,9 +35,6 @@ _STORED = {
     'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16, 'I32': np.int32,
     'U32': np.uint32, 'I64': np.int64, 'U8': np.uint8, 'BOOL': np.bool_,
 }  # fmt: skip
-
-
-# --- Exported models --------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,162 +236,3 @@ def _write(path: epath.Path, content: bytes) -> None:
   temporary = path.parent / f'.{path.name}.tmp'
   temporary.write_bytes(content)
   temporary.replace(path)
-
-
-# --- Training checkpoints ---------------------------------------------------------------------
-
-
-class _PositionHandler(ocp.CheckpointHandler):
-  """Writes a dataset iterator's position, one folder per host, beside the state of its step."""
-
-  def save(self, directory: epath.Path, args: '_SavePosition') -> None:
-    folder = self._folder(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    args.iterator.save(os.fspath(folder / 'position'))
-
-  def restore(self, directory: epath.Path, args: '_RestorePosition') -> None:
-    folder = self._folder(directory)
-    if not folder.exists():
-      raise errors.UserError(
-          f'{directory} has no position for host {jax.process_index()} of {jax.process_count()}:'
-          ' resume with as many hosts as wrote it'
-      )
-    args.iterator.restore(os.fspath(folder / 'position'))
-
-  def _folder(self, directory: epath.Path) -> epath.Path:
-    return epath.Path(directory) / f'host_{jax.process_index()}_of_{jax.process_count()}'
-
-
-@ocp.args.register_with_handler(_PositionHandler, for_save=True)
-@dataclasses.dataclass
-class _SavePosition(ocp.args.CheckpointArgs):
-  iterator: Any
-
-
-@ocp.args.register_with_handler(_PositionHandler, for_restore=True)
-@dataclasses.dataclass
-class _RestorePosition(ocp.args.CheckpointArgs):
-  iterator: Any
-
-
-class TrainingCheckpoints:
-  """The step directories of one run: WORKDIR/checkpoints/<step>/{state, data}."""
-
-  def __init__(self, workdir: str, max_to_keep: int | None = 3):
-    self._directory = _directory(workdir)
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=max_to_keep, create=True, cleanup_tmp_directories=True
-    )
-    self._manager = ocp.CheckpointManager(
-        self._directory, options=options, item_names=('state', 'data')
-    )
-
-  def latest_step(self) -> int | None:
-    """Returns the last step written, None when there is none."""
-    return self._manager.latest_step()
-
-  def save(self, step: int, state: Any, iterator: Any) -> None:
-    """Takes a copy of the state and of the data position now; files are written meanwhile."""
-    self._manager.save(
-        step,
-        args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=_SavePosition(iterator)),
-        force=True,
-    )
-
-  def restore(self, wanted: Any, iterator: Any) -> Any:
-    """Returns the state of the last step that can be read, None when nothing was ever saved.
-
-    `wanted` gives shapes, dtypes and shardings; `iterator` moves to the same step's position.
-    Steps that cannot be read are moved to WORKDIR/damaged, with a line in the log.  When none can,
-    nothing is moved and the newest one's error is raised: starting over is the user's decision.
-    """
-    failures = {}
-    for step in sorted(self._manager.all_steps(), reverse=True):
-      try:
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(wanted), data=_RestorePosition(iterator)
-            ),
-        )
-      except Exception as error:  # orbax, tensorstore and tf each raise their own
-        reason = ' '.join(str(error).split())[:300] or type(error).__name__
-        failures[step] = reason
-        log.warning('checkpoint %s cannot be read: %s', self._directory / str(step), reason)
-        continue
-      for damaged in failures:
-        self._set_aside(damaged)
-      log.info('restored step %d from %s', step, self._directory)
-      return restored['state']
-    if failures:
-      step, reason = next(iter(failures.items()))
-      raise errors.UserError(
-          f'no checkpoint in {self._directory} can be restored; step {step}: {reason}'
-      )
-    return None
-
-  def wait(self) -> None:
-    """Returns when everything saved is on disk."""
-    self._manager.wait_until_finished()
-
-  def close(self) -> None:
-    self._manager.wait_until_finished()
-    self._manager.close()
-
-  def _set_aside(self, step: int) -> None:
-    """Moves a step out of the way, so that it can be written again."""
-    if jax.process_index() == 0:
-      folder = self._directory.parent / 'damaged'
-      folder.mkdir(parents=True, exist_ok=True)
-      target = folder / str(step)
-      if target.exists():
-        target.rmtree()
-      (self._directory / str(step)).rename(target)
-      log.warning('moved damaged checkpoint %d to %s', step, target)
-    multihost_utils.sync_global_devices(f'set_aside_{step}')
-    self._manager.reload()
-
-
-def read_variables(workdir: str, step: int | None = None) -> tuple[int, dict[str, Any]]:
-  """Returns (step, {'params': ..., **model_state}) as numpy arrays, without the optimizer.
-
-  The params are their moving average when the run kept one.
-  Reads `step`, or the last step that can be read; neither objective nor data are needed.
-  """
-  directory = _directory(workdir)
-  steps = _steps(directory)
-  if step is not None and step not in steps:
-    raise errors.UserError(f'{directory} has no step {step}, only {sorted(steps)}')
-  for candidate in [step] if step is not None else sorted(steps, reverse=True):
-    try:
-      return candidate, _read_variables(directory / str(candidate) / 'state')
-    except Exception as error:  # as in restore
-      reason = ' '.join(str(error).split())[:300] or type(error).__name__
-      log.warning('checkpoint %s cannot be read: %s', directory / str(candidate), reason)
-  raise errors.UserError(f'no checkpoint in {directory} can be read')
-
-
-def _directory(workdir: str) -> epath.Path:
-  workdir = os.fspath(workdir)
-  if '://' not in workdir:
-    workdir = os.path.abspath(workdir)  # orbax refuses relative paths
-  return epath.Path(workdir) / 'checkpoints'
-
-
-def _steps(directory: epath.Path) -> list[int]:
-  if not directory.exists():
-    raise errors.UserError(f'{directory} does not exist, wanted the checkpoints of a training run')
-  return ocp.utils.checkpoint_steps(directory)  # complete ones only
-
-
-def _read_variables(path: epath.Path) -> dict[str, Any]:
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    saved = checkpointer.metadata(path).item_metadata.tree
-    params = 'average' if saved.get('average') else 'params'
-    wanted = {key: saved[key] for key in (params, 'model_state') if key in saved}
-    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    tree = checkpointer.restore(
-        path,
-        args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True),
-    )
-  return {'params': tree[params], **(tree.get('model_state') or {})}

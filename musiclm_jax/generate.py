@@ -14,6 +14,7 @@ kept, 15 s new); the acoustic ones follow the same rule here.
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import pathlib
@@ -61,6 +62,13 @@ class MusicLM:
   @property
   def sample_rate(self) -> int:
     return self.models['soundstream'].config.sample_rate
+
+  @functools.cached_property
+  def samplers(self) -> dict[str, sampling.Sampler]:
+    """Returns the language models of the stages, ready to sample from."""
+    models = {name: self.models[name] for name in token_layout.STAGES}
+    return {name: sampling.Sampler(model.config, model.variables['params'], self.stage(name))
+            for name, model in models.items()}
 
   def stage(self, name: str) -> token_layout.StageLayout:
     """Returns the stage layout that the language model called `name` was trained with."""
@@ -158,11 +166,9 @@ class MusicLM:
     return made
 
   def _sample(self, stage, seconds, prefix, keys, temperature, given, tick) -> np.ndarray:
-    model = self.models[stage.name]
-    ids = sampling.sample(
-        model.config, model.variables['params'], stage, prefix, keys, temperature=temperature,
-        num_frames=stage.target.num_frames(seconds), given=given,
-        on_progress=lambda done, total: tick(done / total))
+    ids = self.samplers[stage.name].sample(
+        prefix, keys, temperature=temperature, num_frames=stage.target.num_frames(seconds),
+        given=given, on_progress=lambda done, total: tick(done / total))
     return stage.unflatten(np.asarray(ids))
 
 

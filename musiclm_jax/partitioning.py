@@ -4,6 +4,7 @@ No other file writes a PartitionSpec: arrays are named where they are made, and 
 """
 
 import contextlib
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -82,29 +83,54 @@ def shard_rows(tree: Any, axis: int) -> Any:
   return jax.lax.with_sharding_constraint(tree, jax.tree.map(lambda _: spec, tree))
 
 
+def parts(name: str) -> int:
+  """Returns over how many devices of the active mesh a logical axis goes; 1 without a mesh."""
+  axes = dict(LOGICAL_AXIS_RULES)[name] or ()
+  sizes = jax.sharding.get_abstract_mesh().shape
+  axes = (axes,) if isinstance(axes, str) else axes
+  return int(np.prod([sizes.get(axis, 1) for axis in axes]))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def host_shard(batch_size: int, mesh: Mesh) -> tuple[int, int]:
+def host_shard(mesh: Mesh, host: int | None = None) -> tuple[int, int]:
   """Returns (shard index, number of shards) of the global batch that this host must read.
 
-  Hosts that share rows, because the model axis crosses hosts, get the same shard.
+  Hosts that share rows, because the model axis crosses hosts, get the same shard.  Rows of a shard
+  need not follow each other: on a TPU slice a host's chips are a block of the torus.
   """
-  rows = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-  starts = [index[0].start or 0 for index in rows]
-  stops = [batch_size if index[0].stop is None else index[0].stop for index in rows]
-  size = max(stops) - min(starts)
-  if batch_size % size or min(starts) % size:
+  parts = _host_parts(mesh)
+  shards = sorted(set(parts.values()))
+  if len(set(map(len, shards))) > 1 or len(set().union(*shards)) != sum(map(len, shards)):
     raise errors.UserError(
-        f'mesh {dict(mesh.shape)}: the rows of host {jax.process_index()} are not one shard'
+        f'mesh {dict(mesh.shape)}: hosts share some rows of the batch and not others;'
+        ' wanted a model axis within a host, or over whole hosts'
     )
-  return min(starts) // size, batch_size // size
+  host = jax.process_index() if host is None else host
+  return shards.index(parts[host]), len(shards)
+
+
+def shard_owner(mesh: Mesh) -> int:
+  """Returns the first of the hosts that read this host's shard."""
+  parts = _host_parts(mesh)
+  return min(host for host in parts if parts[host] == parts[jax.process_index()])
+
+
+@functools.lru_cache
+def _host_parts(mesh: Mesh) -> dict[int, tuple[int, ...]]:
+  """Returns, for every host, which of the data x fsdp parts of a batch its devices hold."""
+  num_parts = mesh.shape['data'] * mesh.shape['fsdp']
+  parts = {}
+  for device, (rows,) in batch_sharding(mesh).devices_indices_map((num_parts,)).items():
+    parts.setdefault(device.process_index, set()).add(rows.start or 0)
+  return {host: tuple(sorted(found)) for host, found in parts.items()}
 
 
 def global_batch(batch: dict[str, np.ndarray], batch_size: int, mesh: Mesh) -> dict[str, jax.Array]:
   """Returns the global arrays [batch_size, ...] of which `batch` holds this host's rows."""
-  _, num_shards = host_shard(batch_size, mesh)
+  _, num_shards = host_shard(mesh)
   sharding = batch_sharding(mesh)
 
   def to_global(name, array):
@@ -122,10 +148,17 @@ def global_batch(batch: dict[str, np.ndarray], batch_size: int, mesh: Mesh) -> d
 
 
 def to_host(tree: Any) -> Any:
-  """Returns `tree` as numpy arrays, gathered when other hosts hold parts of it."""
-  if jax.process_count() == 1:
-    return jax.device_get(tree)
-  return multihost_utils.process_allgather(tree, tiled=True)
+  """Returns `tree` as numpy arrays; what other hosts hold parts of is gathered, on all of them.
+
+  Every device then holds all of an array for a moment: for what is small.
+  """
+
+  def gather(leaf):
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+      return multihost_utils.process_allgather(leaf, tiled=True)
+    return jax.device_get(leaf)
+
+  return jax.tree.map(gather, tree)
 
 
 def logical_names(boxed: Any) -> set[str]:

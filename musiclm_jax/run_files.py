@@ -6,13 +6,14 @@ the numbers in its weights refer to (the token layout, the vocabulary).
 
 import json
 import logging
+import time
 from typing import Any
 
 import jax
 from etils import epath
 from jax.experimental import multihost_utils
 
-from musiclm_jax import checkpoints, errors
+from musiclm_jax import checkpoints, errors, multi_host, training_checkpoints
 from musiclm_jax.models import registry
 from musiclm_jax.objectives import base
 
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 MODEL_FILE = 'model.json'
 CONFIG_FILE = 'config.gin'
+_PATIENCE_SECONDS = 60.0  # a network file system may hide a new file for as long
 _KEYS = ('model', 'config', 'export_subtree')
 
 
@@ -48,6 +50,20 @@ def write(workdir: str, objective: base.Objective, config_text: str | None) -> N
     path.write_text(json.dumps(description, indent=2) + '\n')
     if config_text:
       (workdir / CONFIG_FILE).write_text(config_text)
+  multihost_utils.sync_global_devices('run_files.written')
+  _check_shared(path)
+
+
+def _check_shared(path: epath.Path) -> None:
+  """Raises an error on every host when one does not see the file that the first one wrote."""
+  patience = time.monotonic() + _PATIENCE_SECONDS
+  while not path.exists() and time.monotonic() < patience:
+    time.sleep(1)
+  host = multi_host.first_failed(not path.exists())
+  if host is not None:
+    raise errors.UserError(
+        f'host {host} of {jax.process_count()} has no {path}, which host 0 wrote: wanted a WORKDIR'
+        ' that all hosts share, for example gs://BUCKET/RUN')
 
 
 def check_text_files(objective: base.Objective, directory: str) -> None:
@@ -75,7 +91,7 @@ def export(
   model = _read(path)
   config_class, _ = registry.classes(model['model'])
   config = registry.config_from_json(config_class, model['config'], f'{path}: config')
-  step, variables = checkpoints.read_variables(workdir, step)
+  step, variables = training_checkpoints.read_variables(workdir, step)
   if subtree := model['export_subtree']:
     if subtree not in variables['params']:
       raise errors.UserError(f'{path}: export_subtree {subtree!r} is not among '

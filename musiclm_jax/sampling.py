@@ -8,14 +8,18 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from musiclm_jax import errors, token_layout
-from musiclm_jax.models import transformer
+from musiclm_jax import errors, partitioning, token_layout
+from musiclm_jax.models import layers, transformer
 
 Array = jax.Array
+_WEIGHTS_DTYPES = ('', 'int8', 'bfloat16', 'float32')
+_PREFILL_BLOCK = 64  # prefixes are filled up to a multiple of it: few lengths are compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,99 +29,164 @@ class _Static:
   config: transformer.DecoderConfig
   first_ids: tuple[int, ...]  # of each level
   codebook_size: int
-  top_k: int
-  top_p: float
+  cache_dtype: str
+  shard_heads: bool
+  top_k: int = 0
+  top_p: float = 1.0
 
 
-def sample(config: transformer.DecoderConfig, params: Any, stage: token_layout.StageLayout,
-           prefix_ids: Array, rng: Array, temperature: float = 1.0, num_frames: int | None = None,
-           given: Array | None = None, top_k: int = 0, top_p: float = 1.0,
-           cache_block: int = 512, on_progress: Callable[[int, int], None] | None = None) -> Array:
-  """Returns target ids int32[B, num_frames * Q]: `given`, then a continuation.
+class Sampler:
+  """A stage's language model with its weights as decoding reads them, once made and used often.
 
-  Every id is legal at its position: only the logits of its level are ever computed.
+    sampler = Sampler(config, params, stage)
+    ids = sampler.sample(prefix_ids, jax.random.key(0))
 
-  Args:
-    params: of Decoder(config), scanned or not.
-    prefix_ids: int32[B, P] as StageLayout.flatten_prefix makes them, without BOS.
-    rng: one key, from which example i takes fold_in(rng, i), or one key an example [B]: a sample
-      depends on its own key alone, not on the batch it is in.
-    temperature: 0 takes the likeliest id.
-    num_frames: frames of the result, with the given ones; default and most: all of the stage.
-    given: int32[B, G], whole frames that the result starts with.
-    top_k: draw among the k likeliest ids only; 0 for all.
-    top_p: draw among the fewest ids that hold this much probability only.
-    cache_block: the cache grows by so many slots, so that early steps read little; each size is
-      compiled once.
-    on_progress: called now and then with (frames so far, frames in all).
+  Inside of partitioning.activate, batch and cache are split over the mesh's data and fsdp axes, heads
+  and weights over its model axis; examples draw the same numbers on any mesh.
   """
-  prefix_ids, given = _check(stage, prefix_ids, given)
-  num_levels, batch_size = stage.target.num_levels, prefix_ids.shape[0]
-  num_frames = stage.target_frames if num_frames is None else num_frames
-  if not given.shape[1] // num_levels <= num_frames <= stage.target_frames:
-    raise errors.UserError(f'num_frames is {num_frames}, wanted {given.shape[1] // num_levels} '
-                           f'(given) to {stage.target_frames}')
-  config, params = _unrolled(config, params)
-  static = _Static(config, tuple(int(i) for i in stage.level_offsets(stage.target)),
-                   stage.codebook_size, top_k, top_p)
-  bos = jnp.full((batch_size, 1), token_layout.BOS_ID, jnp.int32)
-  tokens = jnp.concatenate([bos, prefix_ids, given], axis=1)
-  start, stop = tokens.shape[1] - 1, stage.prefix_length + num_levels * num_frames
-  ids = jnp.pad(tokens, ((0, 0), (0, stage.sequence_length - start)))  # slot i holds id i - 1
-  moments = stage.times if config.clock == 'time' else np.arange(stage.sequence_length)
-  moments = jnp.asarray(moments, jnp.int32)
-  keys = _example_keys(rng, batch_size)
-  slots = lambda count: min(-(-count // cache_block) * cache_block, stage.sequence_length)
-  cache = _prefill(static, params, ids[:, :slots(start + 1)], moments[:slots(start + 1)], start)
-  while start < stop:
-    cache = transformer.grow_cache(cache, slots(start + 1))
-    end = min(slots(start + 1), stop)
-    ids, cache = _decode(static, params, ids, cache, moments, keys, start, end,
-                         jnp.float32(temperature), stage.prefix_length)
-    start = end
-    if on_progress:
-      ids.block_until_ready()
-      on_progress((start - stage.prefix_length) // num_levels, num_frames)
-  return ids[:, stage.prefix_length + 1:stop + 1]
+
+  def __init__(self, config: transformer.DecoderConfig, params: Any, stage: token_layout.StageLayout,
+               weights_dtype: str = '', cache_dtype: str = ''):
+    """Makes the weights ready.
+
+    Args:
+      params: of Decoder(config), scanned or not.
+      weights_dtype: of the matrix products: 'int8' (activations are rounded, too), or a float type;
+        '' for the config's dtype.
+      cache_dtype: '' for the config's, but on CPUs, which have no fast bfloat16 attention, float32.
+    """
+    if weights_dtype not in _WEIGHTS_DTYPES:
+      raise errors.UserError(
+          f'weights_dtype is {weights_dtype!r}, wanted one of {list(_WEIGHTS_DTYPES)}')
+    if config.num_heads % partitioning.parts('heads'):
+      raise errors.UserError(f'{config.num_heads} heads cannot be split over '
+                             f'{partitioning.parts("heads")} devices of the model axis')
+    on_cpu = jax.default_backend() == 'cpu'
+    config = dataclasses.replace(
+        config, remat='none', query_chunk=0,
+        attention='fused' if config.attention == 'fused' and not on_cpu else 'xla')
+    # A loop of layers inside the loop of steps would be slow.
+    unrolled = dataclasses.replace(config, scan_layers=False)
+    self._stage = stage
+    self._static = _Static(
+        unrolled, tuple(int(i) for i in stage.level_offsets(stage.target)), stage.codebook_size,
+        cache_dtype or ('float32' if on_cpu else config.dtype), partitioning.parts('heads') > 1)
+    self._variables = serve(
+        self._static, config.scan_layers, weights_dtype or config.dtype, params)
+
+  def sample(
+      self, prefix_ids: Array, rng: Array, temperature: float = 1.0, num_frames: int | None = None,
+      given: Array | None = None, top_k: int = 0, top_p: float = 1.0, cache_block: int = 512,
+      on_progress: Callable[[int, int], None] | None = None) -> Array:
+    """Returns target ids int32[B, num_frames * Q]: `given`, then a continuation.
+
+    Every id is legal at its position: only the logits of its level are ever computed.
+
+    Args:
+      prefix_ids: int32[B, P] as StageLayout.flatten_prefix makes them, without BOS.
+      rng: one key, from which example i takes fold_in(rng, i), or one key an example [B]: a sample
+        depends on its own key alone, not on the batch it is in.
+      temperature: 0 takes the likeliest id.
+      num_frames: frames of the result, with the given ones; default and most: all of the stage.
+      given: int32[B, G], whole frames that the result starts with.
+      top_k: draw among the k likeliest ids only; 0 for all.
+      top_p: draw among the fewest ids that hold this much probability only.
+      cache_block: the cache grows by so many slots, so that early steps read little; each size is
+        compiled once.
+      on_progress: called now and then with (frames so far, frames in all).
+    """
+    stage, static = self._stage, dataclasses.replace(self._static, top_k=top_k, top_p=top_p)
+    prefix_ids, given = _check(stage, prefix_ids, given)
+    num_levels, batch_size = stage.target.num_levels, prefix_ids.shape[0]
+    num_frames = stage.target_frames if num_frames is None else num_frames
+    if not given.shape[1] // num_levels <= num_frames <= stage.target_frames:
+      raise errors.UserError(f'num_frames is {num_frames}, wanted {given.shape[1] // num_levels} '
+                             f'(given) to {stage.target_frames}')
+    bos = jnp.full((batch_size, 1), token_layout.BOS_ID, jnp.int32)
+    tokens = jnp.concatenate([bos, prefix_ids, given], axis=1)
+    start, stop = tokens.shape[1] - 1, stage.prefix_length + num_levels * num_frames
+    ids = jnp.pad(tokens, ((0, 0), (0, stage.sequence_length - start)))  # slot i holds id i - 1
+    moments = stage.times if static.config.clock == 'time' else np.arange(stage.sequence_length)
+    moments = jnp.asarray(moments, jnp.int32)
+    keys = _example_keys(rng, batch_size)
+    slots = lambda count, block: min(-(-count // block) * block, stage.sequence_length)
+    length = slots(start + 1, min(_PREFILL_BLOCK, cache_block))
+    cache = prefill(static, self._variables, ids[:, :length], moments[:length], start)
+    while start < stop:
+      cache = _grown(cache, slots(start + 1, cache_block))
+      end = min(slots(start + 1, cache_block), stop)
+      ids, cache = decode(static, self._variables, ids, cache, moments, keys, start, end,
+                          jnp.float32(temperature), stage.prefix_length)
+      start = end
+      if on_progress:
+        ids.block_until_ready()
+        on_progress((start - stage.prefix_length) // num_levels, num_frames)
+    return ids[:, stage.prefix_length + 1:stop + 1]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def serve(static: _Static, scanned: bool, weights_dtype: str, params: Any) -> dict[str, Any]:
+  """Returns the variables that decoding reads: 'params', 'served' and 'tables' [Q, K, E]."""
+  config = static.config
+  params = transformer.unstack_layers(params, config.num_layers) if scanned else params
+  model, zeros = transformer.Decoder(config), jnp.zeros((1, 1), jnp.int32)
+  _, kernels = model.apply(
+      {'params': params}, zeros, positions=zeros[0], method='hidden', mutable=['served'])
+  kernels = flax.traverse_util.flatten_dict(kernels['served'])
+  served = {path: layers.served(weights, weights_dtype) for path, weights in kernels.items()}
+  rest = {path: leaf for path, leaf in flax.traverse_util.flatten_dict(params).items()
+          if path not in kernels}
+  table = model.apply({'params': params}, method='head').astype(config.dtype)
+  return {
+      'params': flax.traverse_util.unflatten_dict(rest),
+      'served': flax.traverse_util.unflatten_dict(served),
+      'tables': jnp.stack([table[i:i + static.codebook_size] for i in static.first_ids]),
+  }
 
 
 @functools.partial(jax.jit, static_argnums=(0,))
-def _prefill(static: _Static, params, tokens, moments, length) -> transformer.Cache:
+def prefill(static: _Static, variables, tokens, moments, length) -> transformer.Cache:
   """Returns a cache of T slots that holds the first `length` of tokens int32[B, T].
 
   What the other slots hold does not matter: a slot is looked at only after it is written again.
   So any `length` runs the one program compiled for T.
   """
-  cache = transformer.init_cache(static.config, *tokens.shape)
+  cache = transformer.init_cache(
+      static.config, *tokens.shape, static.cache_dtype, static.shard_heads)
   _, cache = transformer.Decoder(static.config).apply(
-      {'params': params}, tokens, cache, moments, method='hidden')
+      _without_tables(variables), tokens, cache, moments, method='hidden')
   return cache.replace(index=jnp.asarray(length, jnp.int32))
 
 
 @functools.partial(jax.jit, static_argnums=(0,), donate_argnums=(2, 3))
-def _decode(static: _Static, params, ids, cache, moments, keys, start, end, temperature,
-            prefix_length):
+def decode(static: _Static, variables, ids, cache, moments, keys, start, end, temperature,
+           prefix_length):
   """Returns (ids with slots start + 1 .. end drawn, cache)."""
-  model, variables = transformer.Decoder(static.config), {'params': params}
-  tables = model.apply(variables, method='head')
-  tables = jnp.stack([tables[i:i + static.codebook_size] for i in static.first_ids])
-  tables = tables.astype(static.config.dtype)  # [Q, K, E]
+  model, model_variables = transformer.Decoder(static.config), _without_tables(variables)
   first_ids = jnp.asarray(static.first_ids, jnp.int32)
+  ids = nn.with_logical_constraint(ids, ('batch', 'length'))
 
   def body(slot, carry):
     ids, cache = carry
     token = jax.lax.dynamic_slice_in_dim(ids, slot, 1, axis=1)
     moment = jax.lax.dynamic_slice_in_dim(moments, slot, 1)
-    x, cache = model.apply(variables, token, cache, moment, method='hidden')
+    x, cache = model.apply(model_variables, token, cache, moment, method='hidden')
     level = (slot - prefix_length) % len(static.first_ids)
-    table = jax.lax.dynamic_index_in_dim(tables, level, keepdims=False)
-    logits = jnp.einsum('BTE,KE->BTK', x, table, preferred_element_type=jnp.float32)[:, 0]
+    table = jax.lax.dynamic_index_in_dim(variables['tables'], level, keepdims=False)
+    logits = layers.served_product(x[:, 0], {'kernel': table})
     step_keys = jax.vmap(lambda key: jax.random.fold_in(key, slot))(keys)
     code = draw(logits, step_keys, temperature, static.top_k, static.top_p)
     ids = jax.lax.dynamic_update_slice(ids, (first_ids[level] + code)[:, None], (0, slot + 1))
     return ids, cache
 
   return jax.lax.fori_loop(start, end, body, (ids, cache))
+
+
+_grown = jax.jit(transformer.grow_cache, static_argnums=1)
+
+
+def _without_tables(variables):
+  return {name: tree for name, tree in variables.items() if name != 'tables'}
 
 
 def draw(logits: Array, keys: Array, temperature: Array, top_k: int = 0, top_p: float = 1.0
@@ -142,6 +211,9 @@ def _check(stage, prefix_ids, given):
     raise errors.UserError(f'prefix ids of the {stage.name} stage have shape '
                            f'{list(prefix_ids.shape)}, wanted [batch, {stage.prefix_length}]')
   batch_size = prefix_ids.shape[0]
+  if not batch_size or batch_size % partitioning.parts('batch'):
+    raise errors.UserError(f'{batch_size} examples cannot be split over '
+                           f'{partitioning.parts("batch")} devices of the data and fsdp axes')
   given = jnp.zeros((batch_size, 0), jnp.int32) if given is None else jnp.asarray(given, jnp.int32)
   if given.ndim != 2 or given.shape[0] != batch_size or given.shape[1] % stage.target.num_levels:
     raise errors.UserError(
@@ -159,10 +231,3 @@ def _example_keys(rng, batch_size):
   if rng.shape != (batch_size,):
     raise errors.UserError(f'rng has shape {rng.shape}, wanted () or ({batch_size},)')
   return rng
-
-
-def _unrolled(config, params):
-  """Returns (config, params) without scan: a loop of layers inside the loop of steps is slow."""
-  if config.scan_layers:
-    params = transformer.unstack_layers(params, config.num_layers)
-  return dataclasses.replace(config, scan_layers=False, remat='none', query_chunk=0), params

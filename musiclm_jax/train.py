@@ -10,6 +10,7 @@ WORKDIR afterwards holds:
 
 import contextlib
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import optax
+from etils import epath
 from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
@@ -29,6 +31,7 @@ from musiclm_jax import (
     run_files,
     train_state,
     train_step,
+    training_checkpoints,
 )
 from musiclm_jax.objectives import base
 
@@ -71,9 +74,10 @@ def train(
 ) -> train_state.TrainState:
   """Returns the state after `total_steps`; goes on from the last checkpoint in `workdir`.
 
-  SIGTERM and, on a single host, SIGINT save a checkpoint and return early.  A resumed run is the
-  same run bit for bit, given the same dataset, seed, batch size and devices.  Raises
-  TrainingDiverged or TrainingCollapsed (see Objective.check_metrics) instead of training on.
+  SIGTERM and SIGINT, sent to any of the hosts, save a checkpoint and return early.  A resumed run
+  is the same run bit for bit, given the same dataset, seed, batch size, mesh and hosts; on another
+  mesh or with other hosts, see training_checkpoints.  Raises TrainingDiverged or TrainingCollapsed
+  (see Objective.check_metrics) instead of training on.
 
   Args:
     workdir: local or gs:// directory of the run.
@@ -110,8 +114,8 @@ def train(
   batches = _Batches(dataset, objective, batch_size, seed, mesh)
   averages = average_decay is not None
   wanted = train_state.shapes(objective, optimizer, batch_size, mesh, averages)
-  saved = checkpoints.TrainingCheckpoints(workdir, max_to_keep)
-  state = saved.restore(wanted, batches.iterator)
+  saved = training_checkpoints.TrainingCheckpoints(workdir, max_to_keep)
+  state = saved.restore(wanted, batches)
   if state is None:
     state = train_state.create(objective, optimizer, batch_size, seed, wanted)
     if init_from:
@@ -183,7 +187,7 @@ def _loop(state, take_step, batches, saved, evaluate, writer, every: _Every, che
           raise TrainingCollapsed(
               f'training collapsed by step {step}: {problem}; {_last_checkpoint(saved)}')
       if saves:
-        saved.save(step, state, batches.iterator)
+        saved.save(step, state, batches)
       if every.evaluate and (step % every.evaluate == 0 or last) and not stopping:
         writer.scalars(step, {f'eval/{k}': v for k, v in evaluate(state).items()})
         writer.media(step, evaluate.media(state))
@@ -221,18 +225,42 @@ def describe(
 
 
 class _Batches:
-  """Global batches of a dataset, checked against what the objective eats."""
+  """Global batches of a dataset, checked against what the objective eats.
+
+  As a training_checkpoints.Position it is the iterator's own and the seed that the iterator had.
+  """
 
   def __init__(self, dataset, objective, batch_size, seed, mesh):
-    index, num_shards = partitioning.host_shard(batch_size, mesh)
-    self.iterator = dataset.iterator(batch_size // num_shards, seed, index, num_shards)
-    self._wanted = objective.input_shapes(batch_size // num_shards)
+    index, num_shards = partitioning.host_shard(mesh)
+    rows = batch_size // num_shards
+    self.shard = f'shard_{index}_of_{num_shards}_batch_{rows}'
+    self.is_owner = jax.process_index() == partitioning.shard_owner(mesh)
+    self._make_iterator = lambda seed: dataset.iterator(rows, seed, index, num_shards)
+    self._wanted = objective.input_shapes(rows)
     self._batch_size, self._mesh = batch_size, mesh
+    self._run_seed = seed
+    self._start(seed)
+
+  def _start(self, seed: int) -> None:
+    self._seed, self._iterator = seed, self._make_iterator(seed)
+
+  def save(self, folder: epath.Path) -> None:
+    (folder / 'seed').write_text(str(self._seed))
+    self._iterator.save(os.fspath(folder / 'position'))
+
+  def restore(self, folder: epath.Path) -> None:
+    seed = int((folder / 'seed').read_text())
+    if seed != self._seed:
+      self._start(seed)
+    self._iterator.restore(os.fspath(folder / 'position'))
+
+  def start_anew(self, step: int) -> None:
+    self._start(int(np.random.SeedSequence([self._run_seed, step]).generate_state(1)[0]) // 2)
 
   def next_host_batch(self) -> dict[str, np.ndarray]:
     """Returns this host's rows of the next batch."""
     try:
-      batch = {name: np.asarray(array) for name, array in next(self.iterator).items()}
+      batch = {name: np.asarray(array) for name, array in next(self._iterator).items()}
     except StopIteration:
       raise errors.UserError('the dataset ended: it has no full batch left') from None
     for name, wanted in self._wanted.items():
@@ -286,7 +314,7 @@ def _means(window: list[dict[str, jax.Array]]) -> dict[str, float]:
   return {name: float(np.mean([m[name] for m in window], dtype=np.float64)) for name in window[-1]}
 
 
-def _check_finite(window: list, step: int, saved: checkpoints.TrainingCheckpoints) -> None:
+def _check_finite(window: list, step: int, saved: training_checkpoints.TrainingCheckpoints) -> None:
   """Raises TrainingDiverged at the first step of the window that is not finite."""
   names = ('loss', 'gradient_norm', 'parameter_norm')
   values = jax.device_get([[metrics[name] for name in names] for metrics in window])
@@ -297,7 +325,7 @@ def _check_finite(window: list, step: int, saved: checkpoints.TrainingCheckpoint
           f'training diverged at step {number}: {found}; {_last_checkpoint(saved, "good ")}')
 
 
-def _last_checkpoint(saved: checkpoints.TrainingCheckpoints, kind: str = '') -> str:
+def _last_checkpoint(saved: training_checkpoints.TrainingCheckpoints, kind: str = '') -> str:
   """Returns 'last checkpoint: step 200', once it is written."""
   saved.wait()
   step = saved.latest_step()
@@ -318,12 +346,17 @@ class _Stop:
 
 @contextlib.contextmanager
 def _stop_signal() -> Iterator[_Stop]:
-  """Inside, SIGTERM and SIGINT ask for a stop after the current step; a second one is final."""
+  """Inside, SIGTERM and SIGINT ask for a stop after the current step.
+
+  A second one is final; with several hosts a second SIGINT is, SIGTERM stays JAX's.
+  """
   stop = _Stop()
-  if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
-    yield stop  # handlers belong to the main thread; JAX itself listens when there are many hosts
+  if threading.current_thread() is not threading.main_thread():
+    yield stop  # handlers belong to the main thread
     return
-  old = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+  several = jax.process_count() > 1  # then JAX itself listens for SIGTERM and tells the other hosts
+  numbers = (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT)
+  old = {number: signal.getsignal(number) for number in numbers}
 
   def restore(*_):
     for number, handler in old.items():
@@ -332,6 +365,8 @@ def _stop_signal() -> Iterator[_Stop]:
   def ask(*_):
     stop.signalled = True
     restore()
+    if several:
+      signal.raise_signal(signal.SIGTERM)
 
   for number in old:
     signal.signal(number, ask)

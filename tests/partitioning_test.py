@@ -78,7 +78,7 @@ def test_bad_mesh_shape_is_named(shape, wanted):
 
 def test_single_host_reads_the_whole_batch():
   mesh = partitioning.make_mesh()
-  assert partitioning.host_shard(6, mesh) == (0, 1)
+  assert partitioning.host_shard(mesh) == (0, 1)
   batch = partitioning.global_batch({'x': np.arange(6)}, 6, mesh)
   np.testing.assert_array_equal(batch['x'], np.arange(6))
   with pytest.raises(errors.UserError, match="'x' of shape .5,., wanted 6 rows"):

@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax import checkpoints, errors, run_files, token_layout, train_state
+from musiclm_jax import (
+    checkpoints,
+    errors,
+    run_files,
+    token_layout,
+    train_state,
+    training_checkpoints,
+)
 from musiclm_jax.models import registry, soundstream, transformer
 from musiclm_jax.objectives import gradient_balancer, language_model
 from musiclm_jax.objectives import soundstream as soundstream_objective
@@ -84,9 +91,10 @@ def test_a_broken_description_is_named(tmp_path, text):
 class Position:
   """A place in no data."""
 
-  def save(self, path):
-    with open(path, 'w'):
-      pass
+  shard, is_owner = 'none', True
+
+  def save(self, folder):
+    (folder / 'position').write_text('')
 
 
 def test_what_the_objective_keeps_for_itself_is_not_exported(tmp_path):
@@ -100,11 +108,11 @@ def test_what_the_objective_keeps_for_itself_is_not_exported(tmp_path):
   shapes = registry.variable_shapes('soundstream', config)
   variables = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
   state = train_state.TrainState(
-      step=jnp.ones((), jnp.int32), opt_state={}, rng=jax.random.PRNGKey(0),
+      step=jnp.ones((), jnp.int32), opt_state={}, average={}, rng=jax.random.PRNGKey(0),
       params={'generator': variables['params'], 'discriminators': {'kernel': jnp.ones(3)}},
       model_state={'codebooks': variables['codebooks'],
                    'balancer': gradient_balancer.initial(objective.weights)})
-  saved = checkpoints.TrainingCheckpoints(tmp_path / 'run')
+  saved = training_checkpoints.TrainingCheckpoints(tmp_path / 'run')
   saved.save(1, state, Position())
   saved.close()
   step, _ = run_files.export(tmp_path / 'run', tmp_path / 'model')

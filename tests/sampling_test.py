@@ -1,6 +1,14 @@
-"""Sampling: legal ids, greedy equals teacher forcing, and a sample is its own key's alone."""
+"""Sampling: legal ids, greedy equals teacher forcing, and a sample is its own key's alone.
+
+Run as a script (`python tests/sampling_test.py`) with eight devices it prints ids drawn on meshes.
+"""
 
 import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import flax.linen as nn
 import jax
@@ -8,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax import errors, sampling, token_layout
+from musiclm_jax import errors, partitioning, sampling, token_layout
 from musiclm_jax.models import transformer
 
 LAYOUT = token_layout.TokenLayout(
@@ -21,10 +29,15 @@ CONFIG = transformer.DecoderConfig(
 PREFIX = STAGE.flatten_prefix({'mulan': np.array([[[1, 2]], [[3, 0]], [[0, 0]]]),
                                'semantic': np.arange(12).reshape(3, 4, 1) % 8})
 KEY = jax.random.key(5)
+MESHES = ((4, 1, 2), (1, 1, 2), (2, 4, 1), (8, 1, 1))
 
 
 @pytest.fixture(scope='module')
 def params():
+  return _params()
+
+
+def _params():
   decoder = transformer.Decoder(CONFIG)
   params = nn.unbox(decoder.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))['params']
   return jax.tree.map(lambda x: x * 2, params)  # peaked enough for a greedy choice to be clear
@@ -32,7 +45,7 @@ def params():
 
 def sample(params, **kwargs):
   kwargs = {'prefix_ids': PREFIX, 'rng': KEY, 'cache_block': 8} | kwargs
-  return np.asarray(sampling.sample(CONFIG, params, STAGE, **kwargs))
+  return np.asarray(sampling.Sampler(CONFIG, params, STAGE).sample(**kwargs))
 
 
 def test_greedy_equals_teacher_forcing_over_growing_caches(params):
@@ -99,3 +112,55 @@ def test_errors(params):
     sample(params, rng=jax.random.split(KEY, 2))
   with pytest.raises(ValueError, match='position'):
     dataclasses.replace(CONFIG, position='none')
+  with pytest.raises(errors.UserError, match="weights_dtype is 'int4', wanted one of"):
+    sampling.Sampler(CONFIG, params, STAGE, weights_dtype='int4')
+
+
+def _draw_eight(params, **options):
+  sampler = sampling.Sampler(CONFIG, params, STAGE, **options)
+  return np.asarray(sampler.sample(PREFIX[np.arange(8) % 3], KEY, cache_block=8))
+
+
+def test_ids_are_the_same_on_every_mesh_and_the_cache_is_split_over_it(params):
+  environment = dict(
+      os.environ, XLA_FLAGS='--xla_force_host_platform_device_count=8', JAX_PLATFORMS='cpu')
+  done = subprocess.run([sys.executable, __file__], check=True, env=environment, text=True,
+                        cwd=pathlib.Path(__file__).parents[1], stdout=subprocess.PIPE)
+  drawn = json.loads(done.stdout)
+  assert len(drawn) == len(MESHES)
+  for ids in drawn:
+    np.testing.assert_array_equal(ids, _draw_eight(params))
+
+
+def test_int8_weights_are_near_and_draw_legal_ids(params):
+  sampler = sampling.Sampler(CONFIG, params, STAGE, weights_dtype='int8')
+  STAGE.unflatten(np.asarray(sampler.sample(PREFIX, KEY)))  # raises on an illegal id
+  kernels = jax.tree.leaves(sampler._variables['served'])
+  assert {str(each.dtype) for each in kernels} == {'int8', 'float32'}  # and scales
+  tokens, positions = jnp.asarray(PREFIX), jnp.asarray(STAGE.times)[1:7]
+  hidden = lambda config, variables: transformer.Decoder(config).apply(
+      variables, tokens, positions=positions, method='hidden')[0]
+  exact = hidden(CONFIG, {'params': params})
+  served = {name: sampler._variables[name] for name in ('params', 'served')}
+  rounded = hidden(sampler._static.config, served)
+  error = jnp.sqrt(jnp.mean((rounded - exact) ** 2) / jnp.mean(exact ** 2))
+  assert 1e-4 < error < 0.05
+
+
+def main():
+  params, drawn = _params(), []
+  for shape in MESHES:
+    mesh = partitioning.make_mesh(shape, jax.devices()[:int(np.prod(shape))])
+    with partitioning.activate(mesh):
+      sampler = sampling.Sampler(CONFIG, params, STAGE)
+      drawn.append(np.asarray(
+          sampler.sample(PREFIX[np.arange(8) % 3], KEY, cache_block=8)).tolist())
+      cache = sampling.prefill(
+          sampler._static, sampler._variables, jnp.zeros((8, 8), jnp.int32), jnp.arange(8), 4)
+    for each in jax.tree.leaves(cache.layers):
+      assert each.addressable_shards[0].data.size * mesh.size == each.size, (shape, each.sharding)
+  print(json.dumps(drawn))
+
+
+if __name__ == '__main__':
+  main()

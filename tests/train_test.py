@@ -19,7 +19,7 @@ import pytest
 from flax import linen as nn
 from jax.experimental.compilation_cache import compilation_cache
 
-from musiclm_jax import checkpoints, errors, metric_writers, optimizers, train
+from musiclm_jax import errors, metric_writers, optimizers, train, training_checkpoints
 from musiclm_jax.objectives import base
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -213,7 +213,7 @@ def test_the_average_is_saved_evaluated_and_exported(tmp_path):
   resumed = run(tmp_path / 'halves', 2, **changes)
   resumed = run(tmp_path / 'halves', 4, **changes)
   assert_same(state, resumed)
-  assert_same(checkpoints.read_variables(tmp_path)[1]['params'], state.average)
+  assert_same(training_checkpoints.read_variables(tmp_path)[1]['params'], state.average)
   (line,) = metrics_of(tmp_path, 'eval/mse')
   objective, batch = RegressionObjective(), next(RandomDataset().iterator(8, 0, 0, 1))
   mse = lambda params: float(objective.eval_fn(params, state.model_state, batch)['mse'])

@@ -24,21 +24,28 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
   )  # fmt: skip
   parser.add_argument(
       '--distributed', action='store_true',
-      help='one of several hosts: connect through jax.distributed, which finds TPU and Slurm hosts'
-      ' itself and reads JAX_COORDINATOR_ADDRESS elsewhere',
+      help='one of several hosts: finds the others itself on TPU slices, Slurm and Open MPI;'
+      ' elsewhere set JAX_COORDINATOR_ADDRESS=HOST:PORT (of process 0), JAX_NUM_PROCESSES and'
+      ' JAX_PROCESS_ID (0 to JAX_NUM_PROCESSES - 1). WORKDIR must be one place for all',
   )  # fmt: skip
   return cli.parse_gin(parser, argv)
 
 
 def main() -> None:
   flags, bindings = parse(sys.argv[1:])
+  if not flags.distributed:
+    run(flags, bindings)
+    return
 
+  from musiclm_jax import multi_host
+
+  with multi_host.joined():  # before anything that might touch a device
+    run(flags, bindings)
+
+
+def run(flags: argparse.Namespace, bindings: list[str]) -> None:
   from musiclm_jax import gin_utils
 
-  if flags.distributed:  # before anything that might touch a device
-    import jax
-
-    jax.distributed.initialize()
   gin_utils.load(flags.gin_file, bindings)
 
   from musiclm_jax import train

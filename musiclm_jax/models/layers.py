@@ -4,12 +4,15 @@ Axes: B batch, T queries, S keys, H heads, D head_dim, E emb_dim, F mlp_dim.
 Parameters are float32; `dtype` is what matrix products compute in; norm and softmax are float32.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from musiclm_jax.models import attention
 
 Array = jax.Array
 
@@ -19,6 +22,55 @@ def kernel(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str
   """Returns a float32 parameter of `shape`, normal with variance 1 / fan_in, with logical axes."""
   init = nn.initializers.normal(fan_in ** -0.5)
   return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+
+
+def dense(module: nn.Module, x: Array, name: str, shape: tuple[int, ...], axes: tuple[str, ...],
+          num_inputs: int = 1) -> Array:
+  """Returns x [..., *inputs] times the kernel `name` [*inputs, *outputs]: [..., *outputs], in its dtype.
+
+  The first `num_inputs` axes of `shape` are the inputs. Where the collection 'served' has the kernel
+  (see Decoder.serve), that is read instead.
+  """
+  fan_in = math.prod(shape[:num_inputs])
+  if module.has_variable('served', name):
+    y = served_product(x.reshape(-1, fan_in), module.get_variable('served', name))
+    return y.astype(x.dtype).reshape(*x.shape[:x.ndim - num_inputs], *shape[num_inputs:])
+  weights = kernel(module, name, shape, axes, fan_in)
+  if module.is_mutable_collection('served') and not module.is_initializing():
+    module.put_variable('served', name, nn.with_logical_constraint(
+        weights.reshape(fan_in, -1).T, (axes[num_inputs], axes[0])))
+  return jnp.tensordot(x, weights.astype(x.dtype), num_inputs)
+
+
+def served(weights: Array, dtype: str) -> dict[str, Array]:
+  """Returns weights float32[outputs, inputs] as sampling reads them, in `dtype`.
+
+  int8: 'kernel' int8 and 'scale' float32[outputs], the largest of each row / 127.  Rows are outputs:
+  XLA's CPU products are twice as fast that way, and a TPU does not mind.
+  """
+  if dtype != 'int8':
+    return {'kernel': weights.astype(dtype)}
+  scale = jnp.maximum(jnp.max(jnp.abs(weights), axis=1), 1e-30) / 127
+  return {'kernel': jnp.round(weights / scale[:, None]).astype(jnp.int8), 'scale': scale}
+
+
+def served_product(x: Array, weights: Mapping[str, Array]) -> Array:
+  """Returns float32[rows, outputs] of x [rows, inputs] and what `served` gives.
+
+  With int8 weights each row of x is rounded to int8, too, by its largest value.
+  """
+  rows, matrix = x.shape[0], weights['kernel']
+  product = lambda x, accumulate: jax.lax.dot_general(
+      x, matrix, (((1,), (1,)), ((), ())), preferred_element_type=accumulate)
+  # XLA's CPU product of one row is ten times as slow as that of two, but for float32.
+  x = jnp.pad(x, ((0, rows == 1 and matrix.dtype != jnp.float32), (0, 0)))
+  if 'scale' in weights:
+    x = x.astype(jnp.float32)
+    size = jnp.maximum(jnp.max(jnp.abs(x), axis=1, keepdims=True), 1e-30) / 127
+    y = product(jnp.round(x / size).astype(jnp.int8), jnp.int32) * size * weights['scale']
+  else:
+    y = product(x.astype(matrix.dtype), jnp.float32)
+  return y[:rows]
 
 
 class RMSNorm(nn.Module):
@@ -82,9 +134,9 @@ class Attention(nn.Module):
 
   `bias` float32[H, T, S] (T5) or None; `mask` bool[T, S], true where a query may look.
 
-  The cache merges B and H: keys [B H, D, S], values [B H, S, D], the operands of the two products
-  as they stand. With any other shape XLA copies the whole cache at every decoded token. Without a
-  cache B and H stay apart, so that each can be sharded on its own.
+  The cache has keys [B H, D, S] and values [B H, S, D], the operands of the two products as they
+  stand: with B = 1 apart from H, XLA copies the whole cache at every decoded token, on CPUs at
+  least. Where heads are sharded it is [B, H, ..] all the same (init_cache), as without a cache.
   """
 
   config: Any  # transformer.DecoderConfig
@@ -94,10 +146,9 @@ class Attention(nn.Module):
                cache: Mapping[str, Array] | None, deterministic: bool
                ) -> tuple[Array, Mapping[str, Array] | None]:
     """Returns ([B, T, E], cache with this call's keys and values written at `index`)."""
-    c, dtype = self.config, x.dtype
-    shape, axes = (c.emb_dim, c.num_heads, c.head_dim), ('embed', 'heads', 'kv')
+    c = self.config
     query, key, value = (
-        jnp.einsum('BTE,EHD->BTHD', x, kernel(self, name, shape, axes, c.emb_dim).astype(dtype))
+        dense(self, x, name, (c.emb_dim, c.num_heads, c.head_dim), ('embed', 'heads', 'kv'))
         for name in ('query', 'key', 'value'))
     if c.position == 'rotary':
       query = rotate(query, positions, c.rotary_max_wavelength)
@@ -106,65 +157,27 @@ class Attention(nn.Module):
     query, value = (jnp.swapaxes(y, 1, 2) for y in (query, value))  # [B, H, T, D]
     key = jnp.transpose(key, (0, 2, 3, 1))  # [B, H, D, S]
     if cache is not None:
-      query, key, value = (y.reshape(-1, *y.shape[2:]) for y in (query, key, value))
-      write = lambda old, new, start: jax.lax.dynamic_update_slice(
-          old, new.astype(old.dtype), start)
-      key = write(cache['key'], key, (0, 0, index))
-      value = write(cache['value'], value, (0, index, 0))
-      cache = {'key': key, 'value': value}
+      if cache['key'].ndim == 3:
+        query, key, value = (y.reshape(-1, *y.shape[2:]) for y in (query, key, value))
+      query, cache = query.astype(cache['key'].dtype), {
+          'key': _write(cache['key'], key, index, axis=-1),
+          'value': _write(cache['value'], value, index, axis=-2)}
+      key, value = cache['key'], cache['value']
     if c.attention == 'fused':
-      y = fused_attention(query, key, value, mask, bias, c.num_heads)
+      y = attention.fused_attention(query, key, value, mask, bias, c.num_heads)
+    elif c.attention == 'splash' and cache is None:
+      y = attention.splash_attention(query, key, value)
     else:
       drop = lambda w: dropout(self, w, c.dropout_rate, deterministic)
       chunk = c.query_chunk if cache is None and c.query_chunk else x.shape[1]
-      y = chunked_attention(query, key, value, mask, bias, c.num_heads, drop, chunk)
-    y = y.reshape(x.shape[0], c.num_heads, -1, c.head_dim)
-    y = jnp.swapaxes(y, 1, 2).reshape(*x.shape[:2], -1)  # [B, T, H D]
-    out = kernel(self, 'out', (c.num_heads, c.head_dim, c.emb_dim), ('heads', 'kv', 'embed'),
-                 c.num_heads * c.head_dim)
-    return y @ out.reshape(-1, c.emb_dim).astype(dtype), cache
+      y = attention.chunked_attention(query, key, value, mask, bias, c.num_heads, drop, chunk)
+    y = y.reshape(x.shape[0], c.num_heads, -1, c.head_dim).astype(x.dtype)
+    return dense(self, jnp.swapaxes(y, 1, 2), 'out', (c.num_heads, c.head_dim, c.emb_dim),
+                 ('heads', 'kv', 'embed'), num_inputs=2), cache
 
 
-def chunked_attention(query, key, value, mask, bias, num_heads, drop, chunk: int) -> Array:
-  """Returns [..., T, D]; `chunk` queries at a time look only at the keys up to their last one.
-
-  With chunk < T this is for a causal mask over S = T keys: half of the products are never made.
-  """
-  length, outputs = query.shape[-2], []
-  for start in range(0, length, chunk):
-    stop = min(start + chunk, length)
-    end = stop if chunk < length else key.shape[-1]
-    part = slice(start, stop)
-    outputs.append(attention(
-        query[..., part, :], key[..., :end], value[..., :end, :], mask[part, :end],
-        None if bias is None else bias[:, part, :end], num_heads, drop))
-  return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-2)
-
-
-def attention(query, key, value, mask, bias, num_heads, drop) -> Array:
-  """Returns [..., T, D] of softmax(query key / sqrt(D) + bias) value; the softmax is float32.
-
-  query [..., T, D], key [..., D, S], value [..., S, D], where ... is B, H or both as one: B H.
-  """
-  query = query * query.shape[-1] ** -0.5
-  logits = jnp.einsum('...TD,...DS->...TS', query, key, preferred_element_type=jnp.float32)
-  shape = logits.shape
-  logits = logits.reshape(-1, num_heads, *shape[-2:])
-  if bias is not None:
-    logits = logits + bias
-  logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-  weights = drop(jax.nn.softmax(logits, axis=-1)).astype(value.dtype)
-  return jnp.einsum('...TS,...SD->...TD', weights.reshape(shape), value)
-
-
-def fused_attention(query, key, value, mask, bias, num_heads) -> Array:
-  """Returns what `attention` returns, through jax.nn.dot_product_attention (no weight dropout)."""
-  apart = lambda y: jnp.swapaxes(y.reshape(-1, num_heads, *y.shape[-2:]), 1, 2)  # [B, T, H, D]
-  bias = None if bias is None else bias[None].astype(query.dtype)
-  y = jax.nn.dot_product_attention(
-      apart(query), apart(jnp.swapaxes(key, -2, -1)), apart(value), bias=bias,
-      mask=mask[None, None])
-  return jnp.swapaxes(y, 1, 2).reshape(query.shape)
+def _write(old: Array, new: Array, index: Array, axis: int) -> Array:
+  return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), index, old.ndim + axis)
 
 
 class GatedMlp(nn.Module):
@@ -174,14 +187,13 @@ class GatedMlp(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, deterministic: bool) -> Array:
-    c, dtype = self.config, x.dtype
-    gate, up = (kernel(self, name, (c.emb_dim, c.mlp_dim), ('embed', 'mlp'), c.emb_dim)
+    c = self.config
+    gate, up = (dense(self, x, name, (c.emb_dim, c.mlp_dim), ('embed', 'mlp'))
                 for name in ('gate', 'up'))
-    h = jax.nn.gelu(x @ gate.astype(dtype)) * (x @ up.astype(dtype))
+    h = jax.nn.gelu(gate) * up
     h = nn.with_logical_constraint(h, ('batch', 'length', 'mlp'))
     h = dropout(self, h, c.dropout_rate, deterministic)
-    return h @ kernel(self, 'down', (c.mlp_dim, c.emb_dim), ('mlp', 'embed'),
-                      c.mlp_dim).astype(dtype)
+    return dense(self, h, 'down', (c.mlp_dim, c.emb_dim), ('mlp', 'embed'))
 
 
 class Block(nn.Module):

@@ -36,10 +36,12 @@ class DecoderConfig:
   position: 'relative_bias' (T5, one table shared by all layers) or 'rotary'.
   clock: positions count tokens ('index', the papers), or moments of the stage ('time', see
     StageLayout.times), which puts aligned tokens of different streams at distance 0.
-  attention: 'xla', or 'fused': jax.nn.dot_product_attention, whose kernel JAX chooses; it has no
-    dropout of attention weights and no query_chunk.
+  attention: 'xla'; 'fused', jax.nn.dot_product_attention, whose kernel JAX chooses; or 'splash', the
+    TPU kernel, for training with rotary positions (sampling is 'xla' then). Of the last two neither
+    has dropout of attention weights, nor query_chunk.
   query_chunk: 0, or how many queries attend at once in training: saves the upper triangle.
   remat: 'none', 'full' or 'dots': what the backward pass recomputes.
+  dtype: what matrix products compute in.
   """
 
   vocab_size: int = 0
@@ -63,11 +65,15 @@ class DecoderConfig:
 
   def __post_init__(self):
     for name, legal in (('position', ('relative_bias', 'rotary')), ('clock', ('index', 'time')),
-                        ('attention', ('xla', 'fused')), ('remat', tuple(REMAT_POLICIES))):
+                        ('attention', ('xla', 'fused', 'splash')),
+                        ('remat', tuple(REMAT_POLICIES))):
       if getattr(self, name) not in legal:
         raise ValueError(f'{name} is {getattr(self, name)!r}, wanted one of {list(legal)}')
-    if self.attention == 'fused' and self.query_chunk:
-      raise ValueError(f"query_chunk is {self.query_chunk}, wanted 0 with attention 'fused'")
+    if self.attention != 'xla' and self.query_chunk:
+      raise ValueError(
+          f'query_chunk is {self.query_chunk}, wanted 0 with attention {self.attention!r}')
+    if self.attention == 'splash' and self.position != 'rotary':
+      raise ValueError(f"position is {self.position!r}, wanted 'rotary' with attention 'splash'")
 
 
 @struct.dataclass
@@ -76,15 +82,21 @@ class Cache:
 
   index: Array  # int32[]: the slot the next token goes to
   positions: Array  # int32[S]: the position of each slot's token
-  layers: Any  # per layer {'key' [B H, D, S], 'value' [B H, S, D]}; stacked under scan_layers
+  layers: Any  # per layer {'key' [.., D, S], 'value' [.., S, D]}, '..' is B H; see init_cache
 
 
-def init_cache(config: DecoderConfig, batch_size: int, length: int) -> Cache:
-  """Returns an empty cache of `length` slots."""
+def init_cache(config: DecoderConfig, batch_size: int, length: int, dtype: str | None = None,
+               shard_heads: bool = False) -> Cache:
+  """Returns an empty cache of `length` slots, of `dtype` or the config's.
+
+  Batch and heads are one axis, over which the batch's sharding can go; or, to shard both, two.
+  """
   stacked = (config.num_layers,) if config.scan_layers else ()
-  leading = (*stacked, batch_size * config.num_heads)
-  layer = lambda: {'key': jnp.zeros((*leading, config.head_dim, length), config.dtype),
-                   'value': jnp.zeros((*leading, length, config.head_dim), config.dtype)}
+  heads = (batch_size, config.num_heads) if shard_heads else (batch_size * config.num_heads,)
+  names = ('layers',) * len(stacked) + (('batch', 'heads') if shard_heads else ('batch',))
+  zeros = lambda *shape: nn.with_logical_constraint(
+      jnp.zeros((*stacked, *heads, *shape), dtype or config.dtype), (*names, None, None))
+  layer = lambda: {'key': zeros(config.head_dim, length), 'value': zeros(length, config.head_dim)}
   stack = layer() if config.scan_layers else tuple(layer() for _ in range(config.num_layers))
   return Cache(jnp.zeros((), jnp.int32), jnp.zeros(length, jnp.int32), stack)
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from musiclm_jax.models import layers
 
@@ -35,24 +36,14 @@ def test_rms_norm():
   np.testing.assert_allclose(y, x / np.sqrt(12.5), rtol=1e-6)
 
 
-def test_attention_equals_numpy_in_all_three_ways_and_both_shapes():
-  batch, length, heads, dim = 2, 6, 3, 4
+@pytest.mark.parametrize('dtype, limit', [('float32', 1e-5), ('bfloat16', 0.02), ('int8', 0.03)])
+@pytest.mark.parametrize('rows', [1, 5])
+def test_served_weights_give_the_product(dtype, limit, rows):
   rng = np.random.default_rng(0)
-  query, key, value = rng.normal(size=(3, batch, length, heads, dim)).astype(np.float32)
-  bias = rng.normal(size=(heads, length, length)).astype(np.float32)
-  mask = np.tril(np.ones((length, length), bool))
-  logits = np.einsum('bthd,bshd->bhts', query, key) / np.sqrt(dim) + bias
-  weights = np.exp(logits) * mask
-  weights /= weights.sum(-1, keepdims=True)
-  expected = np.einsum('bhts,bshd->bthd', weights, value)
-
-  expected = expected.transpose(0, 2, 1, 3)
-  apart = lambda y: jnp.asarray(y.transpose(0, 2, 1, 3))
-  merged = lambda y: apart(y).reshape(batch * heads, length, dim)  # as in the cache
-  for shape in (apart, merged):
-    args = (shape(query), shape(key).swapaxes(-2, -1), shape(value), mask, bias, heads)
-    same = lambda y: y
-    for y in (layers.attention(*args, same), layers.chunked_attention(*args, same, 4),
-              layers.fused_attention(*args)):
-      assert y.shape == args[0].shape
-      np.testing.assert_allclose(y.reshape(expected.shape), expected, atol=1e-5)
+  x, weights = rng.normal(size=(rows, 64)), rng.normal(size=(64, 48)) * np.geomspace(0.1, 10, 48)
+  got = layers.served_product(jnp.asarray(x), layers.served(jnp.asarray(weights.T), dtype))
+  expected = x @ weights
+  assert got.shape == expected.shape and got.dtype == jnp.float32
+  assert np.abs(got - expected).max(axis=0).max() < 4 * limit * np.abs(expected).max()
+  error = np.sqrt(np.mean((got - expected) ** 2, 0) / np.mean(expected ** 2, 0))  # of each output
+  assert np.median(error) < limit

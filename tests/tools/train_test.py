@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from musiclm_jax import checkpoints
+from musiclm_jax import checkpoints, training_checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -121,7 +121,7 @@ def test_train_then_export_then_load_and_start_from_it(folder):
   assert done.stdout.strip() == f'{output}: step 3, sha256 {model.fingerprint}'
   assert (model.name, model.extra) == ('semantic', {'step': 3, 'seconds': 1.0})
   assert model.config.num_layers == 1
-  step, variables = checkpoints.read_variables(workdir)
+  step, variables = training_checkpoints.read_variables(workdir)
   assert step == 3
   jax.tree.map(
     lambda saved, loaded: np.testing.assert_array_equal(

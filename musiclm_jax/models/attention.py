@@ -1,0 +1,96 @@
+"""L1. Implementations of softmax attention, behind one signature each; see DecoderConfig.attention.
+
+Axes: B batch, H heads, T queries, S keys, D head_dim.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+Array = jax.Array
+_LANES = 128  # of a TPU: the kernel's blocks are multiples of it
+_LARGEST_BLOCK = 512
+
+
+def chunked_attention(query, key, value, mask, bias, num_heads, drop, chunk: int) -> Array:
+  """Returns [..., T, D]; `chunk` queries at a time look only at the keys up to their last one.
+
+  With chunk < T this is for a causal mask over S = T keys: half of the products are never made.
+  """
+  length, outputs = query.shape[-2], []
+  for start in range(0, length, chunk):
+    stop = min(start + chunk, length)
+    end = stop if chunk < length else key.shape[-1]
+    part = slice(start, stop)
+    outputs.append(attention(
+        query[..., part, :], key[..., :end], value[..., :end, :], mask[part, :end],
+        None if bias is None else bias[:, part, :end], num_heads, drop))
+  return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-2)
+
+
+def attention(query, key, value, mask, bias, num_heads, drop) -> Array:
+  """Returns [..., T, D] of softmax(query key / sqrt(D) + bias) value; the softmax is float32.
+
+  query [..., T, D], key [..., D, S], value [..., S, D], where ... is B, H or both as one: B H.
+  """
+  query = query * query.shape[-1] ** -0.5
+  logits = jnp.einsum('...TD,...DS->...TS', query, key, preferred_element_type=jnp.float32)
+  shape = logits.shape
+  logits = logits.reshape(-1, num_heads, *shape[-2:])
+  if bias is not None:
+    logits = logits + bias
+  logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+  weights = drop(jax.nn.softmax(logits, axis=-1)).astype(value.dtype)
+  return jnp.einsum('...TS,...SD->...TD', weights.reshape(shape), value)
+
+
+def fused_attention(query, key, value, mask, bias, num_heads) -> Array:
+  """Returns what `attention` returns, through jax.nn.dot_product_attention (no weight dropout)."""
+  apart = lambda y: jnp.swapaxes(y.reshape(-1, num_heads, *y.shape[-2:]), 1, 2)  # [B, T, H, D]
+  bias = None if bias is None else bias[None].astype(query.dtype)
+  y = jax.nn.dot_product_attention(
+      apart(query), apart(jnp.swapaxes(key, -2, -1)), apart(value), bias=bias,
+      mask=mask[None, None])
+  return jnp.swapaxes(y, 1, 2).reshape(query.shape)
+
+
+def splash_attention(query: Array, key: Array, value: Array) -> Array:
+  """Returns causal attention [B, H, T, D] over T = S keys by JAX's TPU kernel, one call a device.
+
+  query, value [B, H, T, D], key [B, H, D, T].  The kernel skips what the causal mask hides, keeps
+  no [T, T] array, and knows neither bias nor dropout of weights.  Off a TPU it is interpreted.
+  """
+  length, scale = query.shape[2], query.shape[3] ** -0.5
+  padding = [(0, 0), (0, 0), (0, -length % _LANES), (0, 0)]  # later keys, which no query sees
+  query, key, value = (
+      jnp.pad(x, padding) for x in (query * scale, jnp.swapaxes(key, 2, 3), value))
+
+  def attend(query, key, value):
+    on = lambda interpret: jax.vmap(_splash_kernel(*query.shape[1:3], interpret))
+    return jax.lax.platform_dependent(query, key, value, tpu=on(False), default=on(True))
+
+  return _on_each_device(attend, ('batch', 'heads', None, None))(query, key, value)[:, :, :length]
+
+
+def _splash_kernel(num_heads: int, length: int, interpret: bool) -> Callable[..., Array]:
+  """Returns the kernel of [H, T, D] arrays, H = `num_heads` and T = `length`, a multiple of 128."""
+  block = max(size for size in range(_LANES, min(length, _LARGEST_BLOCK) + 1, _LANES)
+              if length % size == 0)
+  names = ('q', 'kv', 'kv_compute', 'q_dkv', 'kv_dkv', 'kv_dkv_compute', 'q_dq', 'kv_dq')
+  sizes = splash.BlockSizes(**{f'block_{name}': block for name in names})
+  mask = splash.MultiHeadMask([splash.CausalMask((length, length))] * num_heads)
+  return splash.make_splash_mha(
+      mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
+
+
+def _on_each_device(function: Callable[..., Array], axes: tuple[str | None, ...]):
+  """Returns `function` run on each device's part of arrays with these logical axes."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return function
+  spec = nn.logical_to_mesh_axes(axes)
+  return jax.shard_map(
+      function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
