@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from musiclm_jax import errors
@@ -21,6 +21,7 @@ MESH_AXES = ('data', 'fsdp', 'model')
 # mesh is used once per array, by the first dimension that asks for it.
 LOGICAL_AXIS_RULES = (
     ('batch', ('data', 'fsdp')),
+    ('lookup_batch', 'data'),  # of ids, while 'embed' is still split over fsdp
     ('length', None),
     ('embed', 'fsdp'),
     ('mlp', 'model'),
@@ -49,9 +50,11 @@ def make_mesh(shape: tuple[int, int, int] = (-1, 1, 1), devices: Any = None) -> 
   if len(devices) % known or (-1 not in shape and known != len(devices)):
     raise errors.UserError(f'{wanted} does not fit {len(devices)} devices')
   shape = tuple(len(devices) // known if n == -1 else n for n in shape)
-  return jax.make_mesh(
-      shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
-  )
+  try:
+    grid = mesh_utils.create_device_mesh(shape, devices)
+  except NotImplementedError:  # an axis of the mesh is part of one of the TPU's torus
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 @contextlib.contextmanager

@@ -129,7 +129,7 @@ def serve(static: _Static, scanned: bool, weights_dtype: str, params: Any) -> di
   """Returns the variables that decoding reads: 'params', 'served' and 'tables' [Q, K, E]."""
   config = static.config
   params = transformer.unstack_layers(params, config.num_layers) if scanned else params
-  model, zeros = transformer.Decoder(config), jnp.zeros((1, 1), jnp.int32)
+  model, zeros = transformer.Decoder(config), jnp.zeros((partitioning.parts('batch'), 1), jnp.int32)
   _, kernels = model.apply(
       {'params': params}, zeros, positions=zeros[0], method='hidden', mutable=['served'])
   kernels = flax.traverse_util.flatten_dict(kernels['served'])

@@ -27,21 +27,22 @@ def chunked_attention(query, key, value, mask, bias, num_heads, drop, chunk: int
     part = slice(start, stop)
     outputs.append(attention(
         query[..., part, :], key[..., :end], value[..., :end, :], mask[part, :end],
-        None if bias is None else bias[:, part, :end], num_heads, drop))
+        None if bias is None else bias[:, :, part, :end], num_heads, drop))
   return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-2)
 
 
 def attention(query, key, value, mask, bias, num_heads, drop) -> Array:
   """Returns [..., T, D] of softmax(query key / sqrt(D) + bias) value; the softmax is float32.
 
-  query [..., T, D], key [..., D, S], value [..., S, D], where ... is B, H or both as one: B H.
+  query [..., T, D], key [..., D, S], value [..., S, D], where ... is B, H or both as one: B H; bias
+  None or [N, H, T, S], see `_of_examples`.
   """
   query = query * query.shape[-1] ** -0.5
   logits = jnp.einsum('...TD,...DS->...TS', query, key, preferred_element_type=jnp.float32)
   shape = logits.shape
   logits = logits.reshape(-1, num_heads, *shape[-2:])
   if bias is not None:
-    logits = logits + bias
+    logits = logits + _of_examples(bias, logits.shape[0])
   logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
   weights = drop(jax.nn.softmax(logits, axis=-1)).astype(value.dtype)
   return jnp.einsum('...TS,...SD->...TD', weights.reshape(shape), value)
@@ -50,11 +51,22 @@ def attention(query, key, value, mask, bias, num_heads, drop) -> Array:
 def fused_attention(query, key, value, mask, bias, num_heads) -> Array:
   """Returns what `attention` returns, through jax.nn.dot_product_attention (no weight dropout)."""
   apart = lambda y: jnp.swapaxes(y.reshape(-1, num_heads, *y.shape[-2:]), 1, 2)  # [B, T, H, D]
-  bias = None if bias is None else bias[None].astype(query.dtype)
+  query_apart = apart(query)
+  if bias is not None:
+    bias = _of_examples(bias, query_apart.shape[0]).astype(query.dtype)
   y = jax.nn.dot_product_attention(
-      apart(query), apart(jnp.swapaxes(key, -2, -1)), apart(value), bias=bias,
+      query_apart, apart(jnp.swapaxes(key, -2, -1)), apart(value), bias=bias,
       mask=mask[None, None])
   return jnp.swapaxes(y, 1, 2).reshape(query.shape)
+
+
+def _of_examples(bias: Array, batch_size: int) -> Array:
+  """Returns [B, H, T, S], or [1, ..] for all, of bias [N, H, T, S]: one for each of N parts of B."""
+  parts = bias.shape[0]
+  if parts == 1:
+    return bias
+  bias = jnp.broadcast_to(bias[:, None], (parts, batch_size // parts, *bias.shape[1:]))
+  return bias.reshape(batch_size, *bias.shape[2:])
 
 
 def splash_attention(query: Array, key: Array, value: Array) -> Array:
@@ -72,7 +84,8 @@ def splash_attention(query: Array, key: Array, value: Array) -> Array:
     on = lambda interpret: jax.vmap(_splash_kernel(*query.shape[1:3], interpret))
     return jax.lax.platform_dependent(query, key, value, tpu=on(False), default=on(True))
 
-  return _on_each_device(attend, ('batch', 'heads', None, None))(query, key, value)[:, :, :length]
+  axes = ('batch', 'heads', None, None)
+  return on_each_device(attend, axes, axes)(query, key, value)[:, :, :length]
 
 
 def _splash_kernel(num_heads: int, length: int, interpret: bool) -> Callable[..., Array]:
@@ -86,11 +99,16 @@ def _splash_kernel(num_heads: int, length: int, interpret: bool) -> Callable[...
       mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
 
 
-def _on_each_device(function: Callable[..., Array], axes: tuple[str | None, ...]):
-  """Returns `function` run on each device's part of arrays with these logical axes."""
+def on_each_device(function: Callable[..., Array], axes: tuple[str | None, ...],
+                   out_axes: tuple[str | None, ...]) -> Callable[..., Array]:
+  """Returns `function` run on each device's part of arrays with logical `axes`.
+
+  Its result has `out_axes`; without a mesh it is `function`. Where a device got all of an array, the
+  gradient is the sum over devices, made after the function's own.
+  """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return function
-  spec = nn.logical_to_mesh_axes(axes)
   return jax.shard_map(
-      function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+      function, mesh=mesh, in_specs=nn.logical_to_mesh_axes(axes),
+      out_specs=nn.logical_to_mesh_axes(out_axes), check_vma=False)

@@ -132,7 +132,7 @@ def dropout(module: nn.Module, x: Array, rate: float, deterministic: bool) -> Ar
 class Attention(nn.Module):
   """Multi-head self-attention over its own keys, or over a cache that now holds them too.
 
-  `bias` float32[H, T, S] (T5) or None; `mask` bool[T, S], true where a query may look.
+  `bias` float32[N, H, T, S] (T5) or None; `mask` bool[T, S], true where a query may look.
 
   The cache has keys [B H, D, S] and values [B H, S, D], the operands of the two products as they
   stand: with B = 1 apart from H, XLA copies the whole cache at every decoded token, on CPUs at

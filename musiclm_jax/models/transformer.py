@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from musiclm_jax.models import layers
+from musiclm_jax.models import attention, layers
 
 Array = jax.Array
 
@@ -168,8 +168,10 @@ class Decoder(nn.Module):
       slots = cache.positions.shape[0]
       key_positions = jax.lax.dynamic_update_slice(cache.positions, positions, (index,))
     mask = jnp.arange(slots) <= index + jnp.arange(length)[:, None]
-    table = nn.with_logical_constraint(self.embedding, ('vocab', None))  # whole rows to look up
-    x = (jnp.take(table, tokens, axis=0) * c.emb_dim ** 0.5).astype(c.dtype)
+    # Each device looks up its part of 'embed' for the rows of all its fsdp peers, which then swap.
+    tokens = nn.with_logical_constraint(tokens, ('lookup_batch', 'length'))
+    x = (jnp.take(self.embedding, tokens, axis=0) * c.emb_dim ** 0.5).astype(c.dtype)
+    x = nn.with_logical_constraint(x, ('lookup_batch', 'length', 'embed'))
     x = nn.with_logical_constraint(x, ('batch', 'length', 'embed'))
     x = layers.dropout(self, x, c.dropout_rate, deterministic)
     x, layer_caches = self._run(x, None if cache is None else cache.layers, positions, index, mask,
@@ -187,10 +189,13 @@ class Decoder(nn.Module):
     return x, tuple(new_caches)
 
   def _bias(self, positions, key_positions):
-    """Returns float32[H, T, S], or None for rotary positions.
+    """Returns float32[N, H, T, S], or None for rotary positions; N is over how many devices B goes.
 
     The table is scaled like the token embedding: Adam moves an entry by about the learning rate a
     step, and unscaled it would take thousands of steps to single out a distance.
+
+    Each device makes its own from the table, so that gradients are summed over devices as entries
+    of the table, not as [H, T, S].
     """
     c = self.config
     if c.position == 'rotary':
@@ -198,8 +203,10 @@ class Decoder(nn.Module):
     buckets = layers.relative_buckets(
         key_positions - positions[:, None], c.relative_num_buckets, c.relative_max_distance,
         bidirectional=c.clock == 'time')
-    table = self.relative_bias * c.emb_dim ** 0.5
-    return jnp.moveaxis(jnp.take(table, buckets, axis=0), -1, 0)
+    look_up = lambda table: jnp.moveaxis(jnp.take(table, buckets, axis=0), -1, 0)[None]
+    return attention.on_each_device(
+        look_up, (None, 'heads'), ('batch', 'heads', None, None))(
+            self.relative_bias * c.emb_dim ** 0.5)
 
   def head(self) -> Array:
     """Returns the output table float32[V, E]."""

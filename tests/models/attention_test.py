@@ -22,7 +22,7 @@ def test_attention_equals_numpy_in_all_three_ways_and_both_shapes():
   apart = lambda y: jnp.asarray(y.transpose(0, 2, 1, 3))
   merged = lambda y: apart(y).reshape(batch * heads, length, dim)  # as in the cache
   for shape in (apart, merged):
-    args = (shape(query), shape(key).swapaxes(-2, -1), shape(value), mask, bias, heads)
+    args = (shape(query), shape(key).swapaxes(-2, -1), shape(value), mask, bias[None], heads)
     same = lambda y: y
     for y in (attention.attention(*args, same), attention.chunked_attention(*args, same, 4),
               attention.fused_attention(*args)):
