@@ -29,7 +29,7 @@ LOGICAL_AXIS_RULES = (
     ('kv', None),
     ('vocab', 'model'),
     ('layers', None),
-    ('conv_in', 'fsdp'),
+    ('conv_in', None),  # small, and split over fsdp the compiler gathers activations instead
     ('conv_out', 'model'),
     ('kernel', None),
     ('codes', None),

@@ -1,11 +1,12 @@
-"""L2. What a program costs, counted: FLOPs of a jaxpr, bytes that a compiled program's collectives move.
+"""L2. What a program costs: FLOPs of a jaxpr, bytes that a compiled program's collectives send, and
+those that a training step needs to send.
 
-The compiler's own count of FLOPs takes the body of a scan once and does not know Pallas kernels.
+The compiler's own count of FLOPs takes the body of a scan once and knows no Pallas kernels.
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 _COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
@@ -19,17 +20,18 @@ _SHAPE = re.compile(r'\b([a-z]+[0-9a-z]*)\[([0-9,]*)\]')
 # --- FLOPs of a jaxpr -------------------------------------------------------------------------
 
 
-def flops(jaxpr: Any) -> int:
+def flops(jaxpr: Any, unknown_trips: int | None = None) -> int:
   """Returns the FLOPs of the matrix products and convolutions of a jaxpr, on all devices together.
 
   A multiplication and an addition are two. A scan counts its body as often as it runs, a choice its
-  dearest branch; a loop of unknown length and a kernel that cannot be read are a ValueError.
+  dearest branch, and so does a Pallas kernel at every point of its grid; a loop of unknown length
+  runs `unknown_trips` times and is a ValueError without, as is a grid of unknown size.
   """
   jaxpr = getattr(jaxpr, 'jaxpr', jaxpr)
-  return sum(_equation_flops(equation) for equation in jaxpr.eqns)
+  return sum(_equation_flops(equation, unknown_trips) for equation in jaxpr.eqns)
 
 
-def _equation_flops(equation) -> int:
+def _equation_flops(equation, unknown_trips: int | None) -> int:
   name, params = equation.primitive.name, equation.params
   if name == 'dot_general':
     (contracted, _), _ = params['dimension_numbers']
@@ -39,11 +41,18 @@ def _equation_flops(equation) -> int:
     kernel = equation.invars[1].aval.shape
     outputs = kernel[params['dimension_numbers'].rhs_spec[0]]  # each sees the others of the kernel
     return 2 * equation.outvars[0].aval.size * math.prod(kernel) // outputs
-  inner = [flops(value) for value in _jaxprs(params)]
+  inner = [flops(value, unknown_trips) for value in _jaxprs(params)]
   if name == 'scan':
     return params['length'] * sum(inner)
   if name == 'cond':
     return max(inner)
+  if name == 'shard_map':  # what it holds is one device's part
+    sizes = params['mesh'].shape
+    return sum(inner) * math.prod(sizes[axis] for axis in params['newly_manual_axes'])
+  if name == 'pallas_call' and all(isinstance(n, int) for n in params['grid_mapping'].grid):
+    return sum(inner) * math.prod(params['grid_mapping'].grid)
+  if name == 'while' and unknown_trips is not None:
+    return unknown_trips * sum(inner)
   if name in ('while', 'pallas_call') and sum(inner):
     raise ValueError(f'the FLOPs of {name} cannot be counted: how often it runs is not known')
   return sum(inner)
@@ -78,29 +87,36 @@ class _Instruction(NamedTuple):
   rest: str
 
 
-def collectives(hlo: str) -> dict[str, Collectives]:
+def collectives(hlo: str, unknown_trips: int | None = None) -> dict[str, Collectives]:
   """Returns {kind: its count and bytes} of a compiled program's text, loops counted fully.
+
+  A loop of unknown length runs `unknown_trips` times, and is a ValueError without.
 
   Of n devices that share B bytes a ring sends: all-gather and reduce-scatter (n - 1) / n B, where B
   is the whole array; all-reduce twice that; a permute the bytes it passes on.
+
+  The TPU compiler writes a reduce-scatter as a fusion of the computation 'all-reduce-scatter..',
+  an all-reduce and a slice.  A collective that goes on beside other work stands in the fusion that
+  starts it, in all those it goes on beside (maybe of an inner loop), and in the one that ends it,
+  under one channel: it runs as often as it starts.
   """
   computations, entry = _computations(hlo)
   done = {}
 
   def found(name) -> dict[str, _Sent]:
-    """Returns {channel: what it sends}: the TPU compiler repeats a collective in all the fusions
-    that it goes on beside, so a channel counts once wherever it is met."""
+    """Returns {channel: what it sends} of one run of a computation."""
     if name not in done:
       sent = {}
       for instruction in computations[name]:
-        kind = instruction.opcode.removesuffix('-start')
-        if kind in _COLLECTIVES:
+        if (kind := _kind(instruction, name)):
           sent[_channel(instruction)] = _Sent(kind, 1, _bytes_sent(kind, instruction))
-        times = _trips(instruction, computations) if instruction.opcode == 'while' else 1
-        for callee in _callees(instruction):
-          for channel, inner in found(callee).items():
-            inner = inner._replace(times=times * inner.times)
-            sent[channel] = max(inner, sent.get(channel, inner), key=lambda each: each.times)
+        times = 1
+        if instruction.opcode == 'while':
+          times = _trips(instruction, computations, unknown_trips)
+        for callee in () if _goes_on(instruction) else _callees(instruction):
+          for channel, each in found(callee).items():
+            before = sent[channel].times if channel in sent else 0
+            sent[channel] = each._replace(times=before + times * each.times)
       done[name] = sent
     return done[name]
 
@@ -109,6 +125,21 @@ def collectives(hlo: str) -> dict[str, Collectives]:
     count, sent = total.get(kind, (0, 0.0))
     total[kind] = Collectives(count + times, sent + times * size)
   return total
+
+
+def _kind(instruction: _Instruction, computation: str) -> str | None:
+  """Returns which collective an instruction of a computation is, None when it is none."""
+  kind = instruction.opcode.removesuffix('-start')
+  if kind == 'all-reduce' and computation.startswith('all-reduce-scatter'):
+    return 'reduce-scatter'
+  return kind if kind in _COLLECTIVES else None
+
+
+def _goes_on(instruction: _Instruction) -> bool:
+  """Returns whether a fusion only carries on or ends collectives that another one started."""
+  return instruction.opcode == 'fusion' and (
+      instruction.name.startswith('async-collective-done')
+      or any(callee.startswith('async_collective_fusion') for callee in _callees(instruction)))
 
 
 def _channel(instruction: _Instruction) -> str:
@@ -141,7 +172,7 @@ def _callees(instruction: _Instruction) -> list[str]:
   return []
 
 
-def _trips(loop: _Instruction, computations) -> int:
+def _trips(loop: _Instruction, computations, unknown: int | None) -> int:
   """Returns how often a loop runs: as the compiler says, or for (i = 0; i < bound; i += step)."""
   if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
     return int(known[1])
@@ -158,6 +189,8 @@ def _trips(loop: _Instruction, computations) -> int:
     step = _step(body[results[place]], body)
     return -(-_constant(condition[bound]) // step)
   except (LookupError, TypeError, StopIteration) as error:
+    if unknown is not None:
+      return unknown
     raise ValueError(f'loop {loop.name}: how often it runs is not known') from error
 
 
@@ -188,7 +221,7 @@ def _bytes_sent(kind: str, instruction: _Instruction) -> float:
   if kind == 'collective-permute':
     return size
   devices = _group_size(instruction.rest)
-  whole = size * devices if kind == 'reduce-scatter' else size
+  whole = size * devices if instruction.opcode.startswith('reduce-scatter') else size
   return whole * (devices - 1) / devices * (2 if kind == 'all-reduce' else 1)
 
 
@@ -201,3 +234,51 @@ def _group_size(rest: str) -> int:
   if groups := re.search(r'replica_groups=\{\{([0-9,]*)\}', rest):
     return len(groups[1].split(','))
   raise ValueError(f'a collective of unknown groups: {rest[:200]}')
+
+
+# --- What the sharding of a training step needs to send ---------------------------------------
+
+
+class Sharded(NamedTuple):
+  """A parameter: elements a chip would hold of it, were it whole along fsdp; over how many chips of
+  the fsdp axis it is split; whether rows of it are looked up, not all of it multiplied with."""
+
+  size: int
+  fsdp: int
+  is_table: bool
+
+
+def needed_bytes(params: Iterable[Sharded], batch_shards: int, itemsize: int, microbatches: int = 1
+                 ) -> dict[str, float]:
+  """Returns {kind: bytes} that a chip has to send in a step, for its parameters alone.
+
+  Of a matrix of P elements (of this chip's share under a model axis), b bytes each in the products,
+  split over n chips of the fsdp axis, with d = batch_shards / n copies:
+    all-gather      2 (n - 1)/n b P        whole for the forward and again for the backward pass
+    reduce-scatter    (n - 1)/n b P        its gradient
+    all-reduce      2 (d - 1)/d b P/n      of the share of the gradient, over the copies
+  The gradient has b bytes as well: a kernel is cast inside the layer, and the devices' gradients
+  are added before the cast is undone.  Gathers and scatters happen once a microbatch.  Of a table
+  only rows are needed, and its gradient stays float32 and with its share: the all-reduce alone.
+  """
+  total = dict.fromkeys(('all-gather', 'reduce-scatter', 'all-reduce'), 0.0)
+  for size, fsdp, is_table in params:
+    copies = batch_shards // fsdp
+    if not is_table:
+      scatter = microbatches * (fsdp - 1) / fsdp * itemsize * size
+      total['all-gather'] += 2 * scatter
+      total['reduce-scatter'] += scatter
+    width = 4 if is_table else itemsize
+    total['all-reduce'] += 2 * (copies - 1) / copies * width * size / fsdp
+  return total
+
+
+def needed_for_activations(elements: int, num_layers: int, model: int, itemsize: int,
+                           recomputes: bool) -> float:
+  """Returns bytes that a chip sends around the model axis of `model` chips, for a Transformer.
+
+  What attention and feed-forward give, `elements` of a chip's rows, is the sum over the axis, and
+  so are the gradients of what goes in: four all-reduces a layer, five where the backward pass
+  computes attention again.
+  """
+  return (5 if recomputes else 4) * num_layers * 2 * (model - 1) / model * itemsize * elements

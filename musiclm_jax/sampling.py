@@ -23,7 +23,7 @@ _PREFILL_BLOCK = 64  # prefixes are filled up to a multiple of it: few lengths a
 
 
 @dataclasses.dataclass(frozen=True)
-class _Static:
+class Static:
   """What a compiled loop depends on, beside the shapes of its arguments."""
 
   config: transformer.DecoderConfig
@@ -33,6 +33,20 @@ class _Static:
   shard_heads: bool
   top_k: int = 0
   top_p: float = 1.0
+
+
+def static(config: transformer.DecoderConfig, stage: token_layout.StageLayout, cache_dtype: str
+           ) -> Static:
+  """Returns what sampling a stage compiles for; inside of partitioning.activate, for its mesh."""
+  heads = partitioning.parts('heads')
+  if config.num_heads % heads:
+    raise errors.UserError(
+        f'{config.num_heads} heads cannot be split over {heads} devices of the model axis')
+  # A loop of layers inside the loop of steps would be slow.
+  config = dataclasses.replace(
+      config, attention='xla', remat='none', query_chunk=0, scan_layers=False)
+  first_ids = tuple(int(i) for i in stage.level_offsets(stage.target))
+  return Static(config, first_ids, stage.codebook_size, cache_dtype, heads > 1)
 
 
 class Sampler:
@@ -58,19 +72,10 @@ class Sampler:
     if weights_dtype not in _WEIGHTS_DTYPES:
       raise errors.UserError(
           f'weights_dtype is {weights_dtype!r}, wanted one of {list(_WEIGHTS_DTYPES)}')
-    if config.num_heads % partitioning.parts('heads'):
-      raise errors.UserError(f'{config.num_heads} heads cannot be split over '
-                             f'{partitioning.parts("heads")} devices of the model axis')
-    on_cpu = jax.default_backend() == 'cpu'
-    config = dataclasses.replace(
-        config, remat='none', query_chunk=0,
-        attention='fused' if config.attention == 'fused' and not on_cpu else 'xla')
-    # A loop of layers inside the loop of steps would be slow.
-    unrolled = dataclasses.replace(config, scan_layers=False)
     self._stage = stage
-    self._static = _Static(
-        unrolled, tuple(int(i) for i in stage.level_offsets(stage.target)), stage.codebook_size,
-        cache_dtype or ('float32' if on_cpu else config.dtype), partitioning.parts('heads') > 1)
+    if not cache_dtype and jax.default_backend() == 'cpu':
+      cache_dtype = 'float32'
+    self._static = static(config, stage, cache_dtype or config.dtype)
     self._variables = serve(
         self._static, config.scan_layers, weights_dtype or config.dtype, params)
 
@@ -125,7 +130,7 @@ class Sampler:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def serve(static: _Static, scanned: bool, weights_dtype: str, params: Any) -> dict[str, Any]:
+def serve(static: Static, scanned: bool, weights_dtype: str, params: Any) -> dict[str, Any]:
   """Returns the variables that decoding reads: 'params', 'served' and 'tables' [Q, K, E]."""
   config = static.config
   params = transformer.unstack_layers(params, config.num_layers) if scanned else params
@@ -145,7 +150,7 @@ def serve(static: _Static, scanned: bool, weights_dtype: str, params: Any) -> di
 
 
 @functools.partial(jax.jit, static_argnums=(0,))
-def prefill(static: _Static, variables, tokens, moments, length) -> transformer.Cache:
+def prefill(static: Static, variables, tokens, moments, length) -> transformer.Cache:
   """Returns a cache of T slots that holds the first `length` of tokens int32[B, T].
 
   What the other slots hold does not matter: a slot is looked at only after it is written again.
@@ -159,7 +164,7 @@ def prefill(static: _Static, variables, tokens, moments, length) -> transformer.
 
 
 @functools.partial(jax.jit, static_argnums=(0,), donate_argnums=(2, 3))
-def decode(static: _Static, variables, ids, cache, moments, keys, start, end, temperature,
+def decode(static: Static, variables, ids, cache, moments, keys, start, end, temperature,
            prefix_length):
   """Returns (ids with slots start + 1 .. end drawn, cache)."""
   model, model_variables = transformer.Decoder(static.config), _without_tables(variables)

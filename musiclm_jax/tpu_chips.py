@@ -1,6 +1,7 @@
 """L0. TPU chips: what one has, and how the TPU compiler is found on a machine without any.
 
-Peak and bandwidths are those of cloud.google.com/tpu/docs (system architecture of each version).
+Peak and bandwidths are those of cloud.google.com/tpu/docs (system architecture of each version),
+HBM is what the compiler lets a program have.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from musiclm_jax import errors
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """bf16 FLOP/s, bytes of HBM, bytes/s of HBM, bytes/s over all links to other chips."""
+  """bf16 FLOP/s, bytes of HBM for a program, bytes/s of it and of all links to other chips."""
 
   name: str
   flops: float
@@ -22,10 +23,10 @@ class Chip:
 
 
 CHIPS = {
-    'v4': Chip('v4', 275e12, 32 * 2**30, 1228e9, 300e9),
-    'v5e': Chip('v5e', 197e12, 16 * 2**30, 819e9, 200e9),
-    'v5p': Chip('v5p', 459e12, 95 * 2**30, 2765e9, 600e9),
-    'v6e': Chip('v6e', 918e12, 32 * 2**30, 1640e9, 448e9),
+    'v4': Chip('v4', 275e12, 30.75 * 2**30, 1228e9, 300e9),
+    'v5e': Chip('v5e', 197e12, 15.75 * 2**30, 819e9, 200e9),
+    'v5p': Chip('v5p', 459e12, 95.73 * 2**30, 2765e9, 600e9),
+    'v6e': Chip('v6e', 918e12, 31.24 * 2**30, 1640e9, 448e9),
 }
 
 

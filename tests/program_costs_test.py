@@ -8,6 +8,7 @@ import textwrap
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import pallas as pl
 
 from musiclm_jax import program_costs
 
@@ -39,6 +40,18 @@ def test_loops_count_as_often_as_they_run_and_choices_by_the_dearest():
     flops(loop, (2, 4), (4, 4))
 
 
+def test_a_kernel_counts_at_every_point_of_its_grid():
+  def kernel(x, y, out):
+    @pl.when(pl.program_id(1) > 0)
+    def _():
+      out[...] = x[...] @ y[...]
+
+  whole = pl.BlockSpec((8, 8), lambda i, j: (0, 0))
+  call = pl.pallas_call(kernel, out_shape=jax.ShapeDtypeStruct((8, 8), jnp.float32), grid=(3, 2),
+                        in_specs=[whole, whole], out_specs=whole)
+  assert flops(call, (8, 8), (8, 8)) == 6 * 2 * 8 ** 3
+
+
 @pytest.mark.parametrize('policy, wanted', [
     (jax.checkpoint_policies.everything_saveable, 3), (jax.checkpoint_policies.nothing_saveable, 4)])
 def test_what_the_backward_pass_computes_again_counts(policy, wanted):
@@ -62,11 +75,21 @@ HloModule jit_f, is_scheduled=true
   %x = f32[8,16]{1,0:T(8,128)} get-tuple-element(%p), index=1
   %two = s32[]{:T(128)} constant(2)
   %next = s32[] add(%i, %two)
-  %ag = f32[64,16]{1,0} fusion(%x), kind=kOutput, calls=%gathering
-  %ag2 = f32[64,16]{1,0} fusion(%x), kind=kOutput, calls=%gathering.1
+  %async-collective-start = f32[64,16]{1,0} fusion(%x), kind=kOutput, calls=%gathering
+  %inner = (s32[], f32[8,16]) tuple(%i, %x)
+  %beside = (s32[], f32[8,16]) while(%inner), condition=%c, body=%inner_body, b={"known_trip_count":{"n":"5"}}
+  %async-collective-done = f32[64,16]{1,0} fusion(%x), kind=kOutput, calls=%gathering.2
   %cp = (f32[8,16]{1,0}, f32[8,16]{1,0}, u32[], u32[]) collective-permute-start(%x), channel_id=4
   %done = f32[8,16]{1,0} collective-permute-done(%cp)
+  %slice = f32[1,16] fusion(%x), kind=kCustom, calls=%all-reduce-scatter.3
   ROOT %t = (s32[], f32[8,16]) tuple(%next, %done)
+}
+
+%inner_body (p.3: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
+  %p.3 = (s32[], f32[8,16]) parameter(0)
+  %x.3 = f32[8,16]{1,0} get-tuple-element(%p.3), index=1
+  %fusion.7 = f32[64,16]{1,0} fusion(%x.3), kind=kOutput, calls=%async_collective_fusion.1
+  ROOT %same = (s32[], f32[8,16]) tuple(%p.3, %x.3)
 }
 
 %gathering (q: f32[8,16]) -> f32[64,16] {
@@ -74,9 +97,21 @@ HloModule jit_f, is_scheduled=true
   ROOT %g = f32[64,16]{1,0} all-gather(%q), channel_id=3, replica_groups=[1,8]<=[8], dimensions={0}
 }
 
-%gathering.1 (q.1: f32[8,16]) -> f32[64,16] {
+%async_collective_fusion.1 (q.1: f32[8,16]) -> f32[64,16] {
   %q.1 = f32[8,16]{1,0} parameter(0)
   ROOT %g.1 = f32[64,16]{1,0} all-gather(%q.1), channel_id=3, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+%gathering.2 (q.2: f32[8,16]) -> f32[64,16] {
+  %q.2 = f32[8,16]{1,0} parameter(0)
+  ROOT %g.2 = f32[64,16]{1,0} all-gather(%q.2), channel_id=3, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+%all-reduce-scatter.3 (q.3: f32[8,16]) -> f32[1,16] {
+  %q.3 = f32[8,16]{1,0} parameter(0)
+  %whole = f32[8,16]{1,0} all-reduce(%q.3), channel_id=7, replica_groups=[1,8]<=[8], to_apply=%add
+  %zero.3 = s32[] constant(0)
+  ROOT %part = f32[1,16]{1,0} dynamic-slice(%whole, %zero.3, %zero.3), dynamic_slice_sizes={1,16}
 }
 
 %condition (p.1: (s32[], f32[8,16])) -> pred[] {
@@ -105,13 +140,22 @@ ENTRY %main (input: f32[8,16]) -> f32[8,16] {
 
 
 def test_collectives_by_hand():
-  """The loop runs for i = 0, 2, 4, 6; the gather is one, though two fusions go on beside it."""
+  """The loop runs for i = 0, 2, 4, 6; a gather that goes on beside an inner loop is one, and an
+  all-reduce of which each device keeps its slice is a reduce-scatter."""
   assert program_costs.collectives(HLO) == {
       'all-gather': (4, 4 * 7 / 8 * 64 * 16 * 4),
       'collective-permute': (4, 4 * 8 * 16 * 4),
-      'reduce-scatter': (1, 1 / 2 * (2 * 4 * 16) * 2),
+      'reduce-scatter': (5, 1 / 2 * (2 * 4 * 16) * 2 + 4 * 7 / 8 * 8 * 16 * 4),
       'all-reduce': (1, 2 * 3 / 4 * 8 * 16 * 4),
   }
+
+
+def test_a_loop_of_unknown_length_runs_as_often_as_told():
+  unknown = HLO.replace('constant(7)', 'parameter(1)')
+  assert program_costs.collectives(unknown, unknown_trips=4) == program_costs.collectives(HLO)
+  loop = lambda n, x, w: jax.lax.fori_loop(0, n, lambda i, x: x @ w, x)
+  jaxpr = jax.make_jaxpr(loop)(7, jnp.zeros((2, 4)), jnp.zeros((4, 4)))
+  assert program_costs.flops(jaxpr, unknown_trips=3) == 3 * 64
 
 
 @pytest.mark.parametrize('old, new', [
@@ -122,6 +166,22 @@ def test_a_loop_of_unknown_length_is_named(old, new):
     program_costs.collectives(HLO.replace(old, new))
 
 
+def test_what_the_sharding_needs_by_hand():
+  """A matrix of 64 elements over 4 chips, 2 copies; one that is whole everywhere; a table."""
+  matrix, whole, table = ((64, 4, False), (6, 1, False), (32, 4, True))
+  needs = lambda *params, **more: program_costs.needed_bytes(
+      [program_costs.Sharded(*each) for each in params], batch_shards=8, itemsize=2, **more)
+  assert needs(matrix) == {
+      'all-gather': 2 * 3 / 4 * 128, 'reduce-scatter': 3 / 4 * 128, 'all-reduce': 2 / 2 * 128 / 4}
+  assert needs(whole) == {'all-gather': 0, 'reduce-scatter': 0, 'all-reduce': 2 * 7 / 8 * 12}
+  assert needs(table) == {'all-gather': 0, 'reduce-scatter': 0, 'all-reduce': 2 / 2 * 32 / 4 * 4}
+  parts = needs(matrix, microbatches=3)
+  assert parts == {'all-gather': 3 * 192, 'reduce-scatter': 3 * 96, 'all-reduce': 32}
+  around = program_costs.needed_for_activations(
+      10, num_layers=2, model=4, itemsize=2, recomputes=True)
+  assert around == 5 * 2 * (2 * 3 / 4 * 20)
+
+
 ON_EIGHT_DEVICES = """
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
@@ -130,6 +190,11 @@ from musiclm_jax import partitioning, program_costs
 mesh = partitioning.make_mesh((1, 8, 1))
 split = lambda shape, *axes: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, P(*axes)))
 whole = NamedSharding(mesh, P())
+
+part = jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(P('fsdp'), P()), out_specs=P('fsdp'))
+with jax.set_mesh(mesh):
+  jaxpr = jax.make_jaxpr(part)(jnp.zeros((16, 32)), jnp.zeros((32, 32)))
+assert program_costs.flops(jaxpr) == 2 * 16 * 32 * 32  # of all devices
 
 def f(x, layers):
   def layer(x, w):

@@ -170,7 +170,8 @@ class Decoder(nn.Module):
     mask = jnp.arange(slots) <= index + jnp.arange(length)[:, None]
     # Each device looks up its part of 'embed' for the rows of all its fsdp peers, which then swap.
     tokens = nn.with_logical_constraint(tokens, ('lookup_batch', 'length'))
-    x = (jnp.take(self.embedding, tokens, axis=0) * c.emb_dim ** 0.5).astype(c.dtype)
+    table = nn.with_logical_constraint(self.embedding, (None, 'embed'))
+    x = (jnp.take(table, tokens, axis=0) * c.emb_dim ** 0.5).astype(c.dtype)
     x = nn.with_logical_constraint(x, ('lookup_batch', 'length', 'embed'))
     x = nn.with_logical_constraint(x, ('batch', 'length', 'embed'))
     x = layers.dropout(self, x, c.dropout_rate, deterministic)
