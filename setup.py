@@ -7,6 +7,7 @@ import setuptools
 # Lower bounds are the versions the test suite runs with. Upper bounds only where something breaks.
 CORE = [
     'etils[epath]>=1.15',
+    'filelock>=3.16',  # JAX's compilation cache wants it to stay within a size
     'flax>=0.12.8',
     'gin-config>=0.5',
     'importlib_resources>=6',  # imported, not declared, by tensorflow-datasets 4.9.10

@@ -2,8 +2,11 @@
 
 import argparse
 import logging
+import os
+import platform
 import sys
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, MutableMapping, Sequence
 
 from musiclm_jax import errors
 
@@ -60,8 +63,35 @@ def seed(text: str) -> int:
   return value
 
 
+def keep_compiled_programs(environment: MutableMapping[str, str]) -> None:
+  """Has JAX keep compiled programs in ~/.cache/musiclm_jax, 4 GiB at most; before jax is imported.
+
+  What is set already stays: JAX_COMPILATION_CACHE_DIR puts them elsewhere (gs:// too, without a
+  limit of its own), and JAX_ENABLE_COMPILATION_CACHE=false keeps none.
+  """
+  if 'JAX_COMPILATION_CACHE_DIR' in environment:
+    return
+  caches = environment.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
+  # A program for one CPU may not run on another that shares the home directory.
+  machine = f'{platform.machine()}-{_cpu_features():08x}'
+  environment['JAX_COMPILATION_CACHE_DIR'] = os.path.join(caches, 'musiclm_jax', machine)
+  environment.setdefault('JAX_COMPILATION_CACHE_MAX_SIZE', str(4 * 2**30))
+  environment.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')  # of 1 s by default
+
+
+def _cpu_features() -> int:
+  """Returns a checksum of what this machine's CPU can do, 0 where the system does not say."""
+  try:
+    with open('/proc/cpuinfo', encoding='utf-8') as lines:
+      features = next((line for line in lines if line.startswith(('flags', 'Features'))), '')
+  except OSError:
+    return 0
+  return zlib.crc32(features.encode())
+
+
 def run(main: Callable[[], None]) -> None:
   """Calls `main`; bad input ends as one line on stderr and exit code 1, a bug as a traceback."""
+  keep_compiled_programs(os.environ)
   # The libraries are talkative: of them warnings only.
   logging.basicConfig(level=logging.WARNING, format='%(message)s', stream=sys.stderr, force=True)
   logging.getLogger('musiclm_jax').setLevel(logging.INFO)
