@@ -141,11 +141,14 @@ def serve(static: Static, scanned: bool, weights_dtype: str, params: Any) -> dic
   served = {path: layers.served(weights, weights_dtype) for path, weights in kernels.items()}
   rest = {path: leaf for path, leaf in flax.traverse_util.flatten_dict(params).items()
           if path not in kernels}
+  # As the loop reads them, so that nothing is gathered for a token.
+  rest['embedding',] = nn.with_logical_constraint(params['embedding'], (None, 'embed'))
   table = model.apply({'params': params}, method='head').astype(config.dtype)
+  tables = jnp.stack([table[i:i + static.codebook_size] for i in static.first_ids])
   return {
       'params': flax.traverse_util.unflatten_dict(rest),
       'served': flax.traverse_util.unflatten_dict(served),
-      'tables': jnp.stack([table[i:i + static.codebook_size] for i in static.first_ids]),
+      'tables': nn.with_logical_constraint(tables, (None, 'vocab', 'embed')),
   }
 
 

@@ -1,0 +1,1 @@
+"""L5. How fast this machine trains and decodes, and transformers beside it."""
