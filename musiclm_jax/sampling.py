@@ -19,7 +19,7 @@ from musiclm_jax.models import layers, transformer
 
 Array = jax.Array
 _WEIGHTS_DTYPES = ('', 'int8', 'bfloat16', 'float32')
-_PREFILL_BLOCK = 64  # prefixes are filled up to a multiple of it: few lengths are compiled
+_SMALLEST = 16  # slots of a prefill; of a cache, four times as many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +96,8 @@ class Sampler:
       given: int32[B, G], whole frames that the result starts with.
       top_k: draw among the k likeliest ids only; 0 for all.
       top_p: draw among the fewest ids that hold this much probability only.
-      cache_block: the cache grows by so many slots, so that early steps read little; each size is
-        compiled once.
+      cache_block: the cache doubles up to so many slots and then grows by as many, so that little is
+        read that is not live; each size is compiled once.
       on_progress: called now and then with (frames so far, frames in all).
     """
     stage, static = self._stage, dataclasses.replace(self._static, top_k=top_k, top_p=top_p)
@@ -114,12 +114,12 @@ class Sampler:
     moments = stage.times if static.config.clock == 'time' else np.arange(stage.sequence_length)
     moments = jnp.asarray(moments, jnp.int32)
     keys = _example_keys(rng, batch_size)
-    slots = lambda count, block: min(-(-count // block) * block, stage.sequence_length)
-    length = slots(start + 1, min(_PREFILL_BLOCK, cache_block))
+    length = min(prefill_slots(start + 1), stage.sequence_length)
     cache = prefill(static, self._variables, ids[:, :length], moments[:length], start)
     while start < stop:
-      cache = _grown(cache, slots(start + 1, cache_block))
-      end = min(slots(start + 1, cache_block), stop)
+      slots = min(max(cache_slots(start + 1, cache_block), length), stage.sequence_length)
+      cache = _grown(cache, slots)
+      end = min(slots, stop)
       ids, cache = decode(static, self._variables, ids, cache, moments, keys, start, end,
                           jnp.float32(temperature), stage.prefix_length)
       start = end
@@ -188,6 +188,27 @@ def decode(static: Static, variables, ids, cache, moments, keys, start, end, tem
     return ids, cache
 
   return jax.lax.fori_loop(start, end, body, (ids, cache))
+
+
+def prefill_slots(count: int) -> int:
+  """Returns how many slots a prefill of `count` tokens has: at most an eighth more, or 16.
+
+    1..16 -> 16     17 -> 32     129 -> 144     257 -> 288     760 -> 768
+
+  Eight lengths for every doubling are compiled, however many there are.
+  """
+  block = max(_SMALLEST, 1 << max(count.bit_length() - 4, 0))
+  return -(-count // block) * block
+
+
+def cache_slots(count: int, block: int) -> int:
+  """Returns how many slots a cache of `count` tokens has, as it grows.
+
+    block 512: 1..64 -> 64     65 -> 128     300 -> 512     513 -> 1024     1025 -> 1536
+  """
+  if count > block:
+    return -(-count // block) * block
+  return min(max(4 * _SMALLEST, 1 << (count - 1).bit_length()), block)
 
 
 _grown = jax.jit(transformer.grow_cache, static_argnums=1)

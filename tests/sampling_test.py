@@ -51,7 +51,7 @@ def sample(params, **kwargs):
 def test_greedy_equals_teacher_forcing_over_growing_caches(params):
   progress = []
   ids = sample(params, temperature=0.0, on_progress=lambda *done: progress.append(done))
-  assert progress == [(1, 8), (5, 8), (8, 8)]  # the cache holds 8, 16, then all 22 slots
+  assert progress == [(5, 8), (8, 8)]  # the cache holds 16, then all 22 slots
   inputs = np.concatenate([np.full((3, 1), token_layout.BOS_ID), PREFIX, ids], axis=1)[:, :-1]
   logits, _ = transformer.Decoder(CONFIG).apply(
       {'params': params}, jnp.asarray(inputs), positions=jnp.asarray(STAGE.times))
@@ -59,6 +59,16 @@ def test_greedy_equals_teacher_forcing_over_growing_caches(params):
   for i, first in enumerate(STAGE.first_ids):
     likeliest = first + logits[:, i, first:first + STAGE.codebook_size].argmax(-1)
     np.testing.assert_array_equal(ids[:, i], likeliest)
+
+
+def test_slots_hold_the_tokens_in_few_sizes():
+  for count in range(1, 3000):
+    assert count <= sampling.prefill_slots(count) <= max(16, count + 15, 9 * count / 8)
+    assert count <= sampling.cache_slots(count, 512) <= max(64, min(2 * count, count + 512))
+  assert len({sampling.prefill_slots(count) for count in range(1, 2049)}) <= 8 * 7 + 8
+  caches = sorted({sampling.cache_slots(count, 512) for count in range(1, 2263)})
+  assert caches == [64, 128, 256, 512, 1024, 1536, 2048, 2560]
+  assert sampling.cache_slots(3, 8) == 8  # a block smaller than all that
 
 
 def test_ids_are_legal_seeded_and_independent_of_the_batch(params):
