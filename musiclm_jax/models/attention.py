@@ -26,7 +26,7 @@ def chunked_attention(query, key, value, mask, bias, num_heads, drop, chunk: int
     end = stop if chunk < length else key.shape[-1]
     part = slice(start, stop)
     outputs.append(attention(
-        query[..., part, :], key[..., :end], value[..., :end], mask[part, :end],
+        query[..., part, :], key[..., :end], value[..., :end, :], mask[part, :end],
         None if bias is None else bias[:, :, part, :end], num_heads, drop))
   return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-2)
 
@@ -34,7 +34,7 @@ def chunked_attention(query, key, value, mask, bias, num_heads, drop, chunk: int
 def attention(query, key, value, mask, bias, num_heads, drop) -> Array:
   """Returns [..., T, D] of softmax(query key / sqrt(D) + bias) value; the softmax is float32.
 
-  query [..., T, D], key and value [..., D, S], where ... is B, H or both as one: B H; bias
+  query [..., T, D], key [..., D, S], value [..., S, D], where ... is B, H or both as one: B H; bias
   None or [N, H, T, S], see `_of_examples`.
   """
   query = query * query.shape[-1] ** -0.5
@@ -45,7 +45,7 @@ def attention(query, key, value, mask, bias, num_heads, drop) -> Array:
     logits = logits + _of_examples(bias, logits.shape[0])
   logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
   weights = drop(jax.nn.softmax(logits, axis=-1)).astype(value.dtype)
-  return jnp.einsum('...TS,...DS->...TD', weights.reshape(shape), value)
+  return jnp.einsum('...TS,...SD->...TD', weights.reshape(shape), value)
 
 
 def fused_attention(query, key, value, mask, bias, num_heads) -> Array:
@@ -55,7 +55,7 @@ def fused_attention(query, key, value, mask, bias, num_heads) -> Array:
   if bias is not None:
     bias = _of_examples(bias, query_apart.shape[0]).astype(query.dtype)
   y = jax.nn.dot_product_attention(
-      query_apart, apart(jnp.swapaxes(key, -2, -1)), apart(jnp.swapaxes(value, -2, -1)), bias=bias,
+      query_apart, apart(jnp.swapaxes(key, -2, -1)), apart(value), bias=bias,
       mask=mask[None, None])
   return jnp.swapaxes(y, 1, 2).reshape(query.shape)
 
@@ -72,14 +72,13 @@ def _of_examples(bias: Array, batch_size: int) -> Array:
 def splash_attention(query: Array, key: Array, value: Array) -> Array:
   """Returns causal attention [B, H, T, D] over T = S keys by JAX's TPU kernel, one call a device.
 
-  query [B, H, T, D], key and value [B, H, D, T].  The kernel skips what the causal mask hides, keeps
+  query, value [B, H, T, D], key [B, H, D, T].  The kernel skips what the causal mask hides, keeps
   no [T, T] array, and knows neither bias nor dropout of weights.  Off a TPU it is interpreted.
   """
   length, scale = query.shape[2], query.shape[3] ** -0.5
   padding = [(0, 0), (0, 0), (0, -length % _LANES), (0, 0)]  # later keys, which no query sees
   query, key, value = (
-      jnp.pad(x, padding)
-      for x in (query * scale, jnp.swapaxes(key, 2, 3), jnp.swapaxes(value, 2, 3)))
+      jnp.pad(x, padding) for x in (query * scale, jnp.swapaxes(key, 2, 3), value))
 
   def attend(query, key, value):
     on = lambda interpret: jax.vmap(_splash_kernel(*query.shape[1:3], interpret))

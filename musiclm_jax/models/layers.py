@@ -134,9 +134,9 @@ class Attention(nn.Module):
 
   `bias` float32[N, H, T, S] (T5) or None; `mask` bool[T, S], true where a query may look.
 
-  The cache has keys and values [B H, D, S]: slots last, as a TPU's tiles of 128 want it, and B and H
-  as one: with B = 1 apart from H, XLA copies the whole cache at every decoded token, on CPUs at
-  least. Where heads are sharded it is [B, H, D, S] all the same (init_cache), as without a cache.
+  The cache has keys [B H, D, S] and values [B H, S, D], the operands of the two products as they
+  stand: with B = 1 apart from H, XLA copies the whole cache at every decoded token, on CPUs at
+  least. Where heads are sharded it is [B, H, ..] all the same (init_cache), as without a cache.
   """
 
   config: Any  # transformer.DecoderConfig
@@ -154,15 +154,15 @@ class Attention(nn.Module):
       query = rotate(query, positions, c.rotary_max_wavelength)
       key = rotate(key, positions, c.rotary_max_wavelength)
     query = nn.with_logical_constraint(query, ('batch', 'length', 'heads', 'kv'))
-    query = jnp.swapaxes(query, 1, 2)  # [B, H, T, D]
-    key, value = (jnp.transpose(y, (0, 2, 3, 1)) for y in (key, value))  # [B, H, D, S]
+    query, value = (jnp.swapaxes(y, 1, 2) for y in (query, value))  # [B, H, T, D]
+    key = jnp.transpose(key, (0, 2, 3, 1))  # [B, H, D, S]
     if cache is not None:
       if cache['key'].ndim == 3:
         query, key, value = (y.reshape(-1, *y.shape[2:]) for y in (query, key, value))
-      key, value = (
-          jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), index, old.ndim - 1)
-          for old, new in ((cache['key'], key), (cache['value'], value)))
-      query, cache = query.astype(key.dtype), {'key': key, 'value': value}
+      query, cache = query.astype(cache['key'].dtype), {
+          'key': _write(cache['key'], key, index, axis=-1),
+          'value': _write(cache['value'], value, index, axis=-2)}
+      key, value = cache['key'], cache['value']
     if c.attention == 'fused':
       y = attention.fused_attention(query, key, value, mask, bias, c.num_heads)
     elif c.attention == 'splash' and cache is None:
@@ -174,6 +174,10 @@ class Attention(nn.Module):
     y = y.reshape(x.shape[0], c.num_heads, -1, c.head_dim).astype(x.dtype)
     return dense(self, jnp.swapaxes(y, 1, 2), 'out', (c.num_heads, c.head_dim, c.emb_dim),
                  ('heads', 'kv', 'embed'), num_inputs=2), cache
+
+
+def _write(old: Array, new: Array, index: Array, axis: int) -> Array:
+  return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), index, old.ndim + axis)
 
 
 class GatedMlp(nn.Module):

@@ -82,7 +82,7 @@ class Cache:
 
   index: Array  # int32[]: the slot the next token goes to
   positions: Array  # int32[S]: the position of each slot's token
-  layers: Any  # per layer {'key', 'value'}, each [B H, D, S] or [B, H, D, S]; see init_cache
+  layers: Any  # per layer {'key' [.., D, S], 'value' [.., S, D]}, '..' is B H; see init_cache
 
 
 def init_cache(config: DecoderConfig, batch_size: int, length: int, dtype: str | None = None,
@@ -94,10 +94,9 @@ def init_cache(config: DecoderConfig, batch_size: int, length: int, dtype: str |
   stacked = (config.num_layers,) if config.scan_layers else ()
   heads = (batch_size, config.num_heads) if shard_heads else (batch_size * config.num_heads,)
   names = ('layers',) * len(stacked) + (('batch', 'heads') if shard_heads else ('batch',))
-  shape = (*stacked, *heads, config.head_dim, length)
-  zeros = lambda: nn.with_logical_constraint(
-      jnp.zeros(shape, dtype or config.dtype), (*names, None, None))
-  layer = lambda: {'key': zeros(), 'value': zeros()}
+  zeros = lambda *shape: nn.with_logical_constraint(
+      jnp.zeros((*stacked, *heads, *shape), dtype or config.dtype), (*names, None, None))
+  layer = lambda: {'key': zeros(config.head_dim, length), 'value': zeros(length, config.head_dim)}
   stack = layer() if config.scan_layers else tuple(layer() for _ in range(config.num_layers))
   return Cache(jnp.zeros((), jnp.int32), jnp.zeros(length, jnp.int32), stack)
 
@@ -108,8 +107,12 @@ def grow_cache(cache: Cache, length: int) -> Cache:
   if not more:
     return cache
 
-  pad = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more)])
-  return Cache(cache.index, pad(cache.positions), jax.tree.map(pad, cache.layers))
+  def pad(path, x):
+    slots = x.ndim - (1 if path[-1].key == 'key' else 2)
+    return jnp.pad(x, [(0, more if axis == slots else 0) for axis in range(x.ndim)])
+
+  return Cache(cache.index, jnp.pad(cache.positions, (0, more)),
+               jax.tree_util.tree_map_with_path(pad, cache.layers))
 
 
 class Decoder(nn.Module):

@@ -22,7 +22,7 @@ def test_attention_equals_numpy_in_all_three_ways_and_both_shapes():
   apart = lambda y: jnp.asarray(y.transpose(0, 2, 1, 3))
   merged = lambda y: apart(y).reshape(batch * heads, length, dim)  # as in the cache
   for shape in (apart, merged):
-    args = (shape(query), shape(key).swapaxes(-2, -1), shape(value).swapaxes(-2, -1), mask, bias[None], heads)
+    args = (shape(query), shape(key).swapaxes(-2, -1), shape(value), mask, bias[None], heads)
     same = lambda y: y
     for y in (attention.attention(*args, same), attention.chunked_attention(*args, same, 4),
               attention.fused_attention(*args)):
@@ -40,11 +40,10 @@ def test_splash_attention_and_its_gradients_are_those_of_causal_attention():
 
   def plain(query, key, value):
     return attention.attention(
-        query, jnp.swapaxes(key, 2, 3), jnp.swapaxes(value, 2, 3), mask, None, heads, lambda weights: weights)
+        query, jnp.swapaxes(key, 2, 3), value, mask, None, heads, lambda weights: weights)
 
   def splash(query, key, value):
-    return attention.splash_attention(
-        query, jnp.swapaxes(key, 2, 3), jnp.swapaxes(value, 2, 3))
+    return attention.splash_attention(query, jnp.swapaxes(key, 2, 3), value)
 
   results = []
   for function in (plain, splash):
