@@ -77,10 +77,8 @@ def check_train_step(
     traced = train_step.make_train_step(
         objective, optimizer, wanted, microbatches, average_decay).trace(wanted, batch)
     compiled, text = _compile(traced, f'{topology}, batch {batch_size}', state)
-    forward = jax.make_jaxpr(
-        lambda params, state, batch: objective.loss_fn(params, state, batch, jax.random.key(0), 0)
-    )(wanted.params, wanted.model_state, batch)
-  model_flops, program_flops = 3 * program_costs.flops(forward), program_costs.flops(traced.jaxpr)
+    model_flops = train_step.model_flops(objective, wanted, batch)
+  program_flops = program_costs.flops(traced.jaxpr)
   collectives = program_costs.collectives(text)
   chip, memory = tpu_chips.parse(topology), compiled.memory_analysis()
   seconds = {

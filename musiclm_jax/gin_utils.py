@@ -18,6 +18,7 @@ from typing import Any
 import gin
 from musiclm_jax import errors
 
+_DATA_MACROS = ('WORKDIR', 'DATA_DIR', 'TOKENS_DIR', 'NOISE_DIR')  # of gin/train.gin
 _MACRO = re.compile(r'^([A-Za-z_]\w*)[ \t]*=[ \t]*(.*)$', re.MULTILINE)
 _INCLUDE = re.compile(r'''include\s+['"]([^'"]+)['"]''')
 _REFERENCE = re.compile(r'%([A-Za-z_]\w*)')
@@ -46,6 +47,14 @@ def load(gin_files: Iterable[str], bindings: Iterable[str] = ()) -> None:
     with _one_line(f'--gin.{binding}'):
       gin.parse_config(f'{name} = {value}')
   _check_macros({match[1] for path in included for match in _MACRO.finditer(path.read_text())})
+
+
+def load_without_data(gin_files: Iterable[str], bindings: Iterable[str] = ()) -> None:
+  """Does what `load` does for a run whose data is never read: macros that name it may stay unset."""
+  bindings = list(bindings)
+  given = {each.partition('=')[0].strip() for each in bindings}
+  unused = [f'{name}=unused' for name in _DATA_MACROS if name not in given]
+  load(gin_files, [*unused, *bindings])
 
 
 def arguments(

@@ -57,6 +57,8 @@ class Sampler:
 
   Inside of partitioning.activate, batch and cache are split over the mesh's data and fsdp axes, heads
   and weights over its model axis; examples draw the same numbers on any mesh.
+
+  static: what is compiled for; variables: what `serve` made of the params.
   """
 
   def __init__(self, config: transformer.DecoderConfig, params: Any, stage: token_layout.StageLayout,
@@ -72,12 +74,12 @@ class Sampler:
     if weights_dtype not in _WEIGHTS_DTYPES:
       raise errors.UserError(
           f'weights_dtype is {weights_dtype!r}, wanted one of {list(_WEIGHTS_DTYPES)}')
-    self._stage = stage
+    self.stage = stage
     if not cache_dtype and jax.default_backend() == 'cpu':
       cache_dtype = 'float32'
-    self._static = static(config, stage, cache_dtype or config.dtype)
-    self._variables = serve(
-        self._static, config.scan_layers, weights_dtype or config.dtype, params)
+    self.static = static(config, stage, cache_dtype or config.dtype)
+    self.variables = serve(
+        self.static, config.scan_layers, weights_dtype or config.dtype, params)
 
   def sample(
       self, prefix_ids: Array, rng: Array, temperature: float = 1.0, num_frames: int | None = None,
@@ -100,7 +102,7 @@ class Sampler:
         read that is not live; each size is compiled once.
       on_progress: called now and then with (frames so far, frames in all).
     """
-    stage, static = self._stage, dataclasses.replace(self._static, top_k=top_k, top_p=top_p)
+    stage, static = self.stage, dataclasses.replace(self.static, top_k=top_k, top_p=top_p)
     prefix_ids, given = _check(stage, prefix_ids, given)
     num_levels, batch_size = stage.target.num_levels, prefix_ids.shape[0]
     num_frames = stage.target_frames if num_frames is None else num_frames
@@ -115,12 +117,12 @@ class Sampler:
     moments = jnp.asarray(moments, jnp.int32)
     keys = _example_keys(rng, batch_size)
     length = min(prefill_slots(start + 1), stage.sequence_length)
-    cache = prefill(static, self._variables, ids[:, :length], moments[:length], start)
+    cache = prefill(static, self.variables, ids[:, :length], moments[:length], start)
     while start < stop:
       slots = min(max(cache_slots(start + 1, cache_block), length), stage.sequence_length)
       cache = _grown(cache, slots)
       end = min(slots, stop)
-      ids, cache = decode(static, self._variables, ids, cache, moments, keys, start, end,
+      ids, cache = decode(static, self.variables, ids, cache, moments, keys, start, end,
                           jnp.float32(temperature), stage.prefix_length)
       start = end
       if on_progress:

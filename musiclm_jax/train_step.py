@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from musiclm_jax import errors, partitioning, train_state
+from musiclm_jax import errors, partitioning, program_costs, train_state
 from musiclm_jax.objectives import base
 
 Step = Callable[[train_state.TrainState, base.Batch], tuple[train_state.TrainState, base.Metrics]]
@@ -50,6 +50,13 @@ def make_train_step(
 
   outputs = (shardings, partitioning.replicated(wanted.step.sharding.mesh))
   return jax.jit(train_step, donate_argnums=0, out_shardings=outputs)
+
+
+def model_flops(objective: base.Objective, wanted: train_state.TrainState, batch: base.Batch) -> int:
+  """Returns the FLOPs of a step, of all devices: three times those of the forward pass."""
+  forward = jax.make_jaxpr(objective.loss_fn)(
+      wanted.params, wanted.model_state, batch, wanted.rng, wanted.step)
+  return 3 * program_costs.flops(forward)
 
 
 def check_microbatches(objective: base.Objective, microbatches: int) -> None:

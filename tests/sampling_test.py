@@ -145,14 +145,14 @@ def test_ids_are_the_same_on_every_mesh_and_the_cache_is_split_over_it(params):
 def test_int8_weights_are_near_and_draw_legal_ids(params):
   sampler = sampling.Sampler(CONFIG, params, STAGE, weights_dtype='int8')
   STAGE.unflatten(np.asarray(sampler.sample(PREFIX, KEY)))  # raises on an illegal id
-  kernels = jax.tree.leaves(sampler._variables['served'])
+  kernels = jax.tree.leaves(sampler.variables['served'])
   assert {str(each.dtype) for each in kernels} == {'int8', 'float32'}  # and scales
   tokens, positions = jnp.asarray(PREFIX), jnp.asarray(STAGE.times)[1:7]
   hidden = lambda config, variables: transformer.Decoder(config).apply(
       variables, tokens, positions=positions, method='hidden')[0]
   exact = hidden(CONFIG, {'params': params})
-  served = {name: sampler._variables[name] for name in ('params', 'served')}
-  rounded = hidden(sampler._static.config, served)
+  served = {name: sampler.variables[name] for name in ('params', 'served')}
+  rounded = hidden(sampler.static.config, served)
   error = jnp.sqrt(jnp.mean((rounded - exact) ** 2) / jnp.mean(exact ** 2))
   assert 1e-4 < error < 0.05
 
@@ -166,7 +166,7 @@ def main():
       drawn.append(np.asarray(
           sampler.sample(PREFIX[np.arange(8) % 3], KEY, cache_block=8)).tolist())
       cache = sampling.prefill(
-          sampler._static, sampler._variables, jnp.zeros((8, 8), jnp.int32), jnp.arange(8), 4)
+          sampler.static, sampler.variables, jnp.zeros((8, 8), jnp.int32), jnp.arange(8), 4)
     for each in jax.tree.leaves(cache.layers):
       assert each.addressable_shards[0].data.size * mesh.size == each.size, (shape, each.sharding)
   print(json.dumps(drawn))

@@ -56,9 +56,9 @@ def _started(objective, mesh_shape, devices=None, averages=False):
   return mesh, wanted, state, partitioning.global_batch(_batch(objective), BATCH, mesh)
 
 
-def _loss_and_gradients(mesh_shape, devices=None):
-  """Returns the loss of a step with dropout and its gradients, on the host."""
-  objective = _objective()
+def _loss_and_gradients(mesh_shape, devices=None, **changes):
+  """Returns the loss of a step, with dropout unless changed, and its gradients, on the host."""
+  objective = _objective(**changes)
   mesh, wanted, state, batch = _started(objective, mesh_shape, devices)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, wanted.params)
   compute = lambda state, batch: jax.value_and_grad(objective.loss_fn, has_aux=True)(
@@ -92,7 +92,7 @@ def test_loss_and_gradients_are_those_of_one_device_on_every_mesh():
   done = subprocess.run([sys.executable, __file__], check=True, env=environment, cwd=ROOT,
                         stdout=subprocess.PIPE, text=True)
   distances = json.loads(done.stdout)
-  assert distances.keys() == MESHES.keys()
+  assert distances.keys() == {*MESHES, 'splash'}
   assert max(distances.values()) < 2e-5, distances
 
 
@@ -138,8 +138,12 @@ def test_a_loss_across_examples_is_not_cut_up():
 def main():
   wanted = _loss_and_gradients((1, 1, 1), jax.devices()[:1])
   assert jnp.isfinite(wanted[0])
-  print(json.dumps({name: _distance(_loss_and_gradients(shape), wanted)
-                    for name, shape in MESHES.items()}))
+  distances = {name: _distance(_loss_and_gradients(shape), wanted) for name, shape in MESHES.items()}
+  rotary = {'position': 'rotary', 'dropout_rate': 0.0}
+  distances['splash'] = _distance(
+      _loss_and_gradients(MESHES['all'], attention='splash', **rotary),
+      _loss_and_gradients((1, 1, 1), jax.devices()[:1], **rotary))
+  print(json.dumps(distances))
 
 
 if __name__ == '__main__':

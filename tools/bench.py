@@ -27,7 +27,6 @@ python tools/bench.py decode --gin_file=gin/runs/semantic_tiny.gin --batch_sizes
 python tools/bench.py decode --gin_file=gin/runs/semantic_base.gin --weights_dtype=bfloat16 \
   --hugging_face --hugging_face_dtype=bfloat16 --hugging_face_python=/tmp/parity/bin/python
 """
-_DATA = ('WORKDIR', 'DATA_DIR', 'TOKENS_DIR', 'NOISE_DIR')  # not read here
 
 
 def batch_sizes(text: str) -> list[int]:
@@ -115,9 +114,7 @@ def main() -> None:
 
   from musiclm_jax import audio, gin_utils, train
 
-  given = {each.partition('=')[0] for each in bindings}
-  unused = [f'{name}=unused' for name in _DATA if name not in given]
-  gin_utils.load(flags.gin_file, [*unused, *bindings])
+  gin_utils.load_without_data(flags.gin_file, bindings)
   run = gin_utils.arguments(train.train, (
       'objective', 'optimizer', 'batch_size', 'mesh_shape', 'microbatches', 'average_decay'))
   found = []

@@ -21,7 +21,6 @@ python tools/compile_check.py --gin_file=gin/runs/semantic_base.gin --topology=v
   --gin.MESH_SHAPE='(4,1,1)' --gin.BATCH_SIZE=64 --decode
 python tools/compile_check.py --table=reports
 """
-_DATA = ('WORKDIR', 'DATA_DIR', 'TOKENS_DIR', 'NOISE_DIR', 'VOCAB_FILE')  # not read here
 
 
 class _Table(argparse.Action):
@@ -70,9 +69,7 @@ def main() -> None:
 
   from musiclm_jax import audio, compile_check, gin_utils, train
 
-  given = {each.partition('=')[0] for each in bindings}
-  unused = [f'{name}=unused' for name in _DATA if name not in given]
-  gin_utils.load(flags.gin_file, [*unused, *bindings])
+  gin_utils.load_without_data(flags.gin_file, bindings)
   run = gin_utils.arguments(train.train, (
       'objective', 'optimizer', 'batch_size', 'mesh_shape', 'microbatches', 'average_decay'))
   batch_size, tried = run.pop('batch_size'), {}

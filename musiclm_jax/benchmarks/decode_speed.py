@@ -102,7 +102,7 @@ class Decoding:
     with partitioning.activate(self.mesh):
       self._sampler = sampling.Sampler(config, params, stage, weights_dtype)
     self.weights_dtype = weights_dtype or config.dtype
-    self.cache_dtype = self._sampler._static.cache_dtype
+    self.cache_dtype = self._sampler.static.cache_dtype
 
   def seconds(self, batch_size: int, tokens: int, temperature: float = 1.0, seed: int = 0) -> float:
     """Returns seconds for `tokens` ids after a random prefix, whole frames of them."""
@@ -116,7 +116,7 @@ class Decoding:
 
   def token_bytes(self, batch_size: int, tokens: int) -> tuple[int, float]:
     """Returns (weight_bytes, cache_bytes) of DecodeSpeed."""
-    variables, levels, c = self._sampler._variables, self.stage.target.num_levels, self.config
+    variables, levels, c = self._sampler.variables, self.stage.target.num_levels, self.config
     held = lambda tree: sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
                             for leaf in jax.tree.leaves(tree))
     position = 2 * c.num_layers * c.num_heads * c.head_dim * jnp.dtype(self.cache_dtype).itemsize

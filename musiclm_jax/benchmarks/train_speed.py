@@ -91,8 +91,7 @@ def measure(
         objective, optimizer, wanted, microbatches, average_decay).trace(state, batch)
     step = traced.lower().compile()
     compile_seconds = time.perf_counter() - start
-    forward = jax.make_jaxpr(objective.loss_fn)(
-        wanted.params, wanted.model_state, batch, wanted.rng, wanted.step)
+    model_flops = train_step.model_flops(objective, wanted, batch)
     seconds = []
     for count in [1] + [steps] * repeats:  # the first warms up
       start = time.perf_counter()
@@ -104,5 +103,5 @@ def measure(
   return TrainSpeed(
       objective.model_name, devices.of(mesh), dict(mesh.shape), batch_size,
       batch_size * stage.sequence_length if stage else None, train_state.num_params(state), steps,
-      seconds[1:], compile_seconds, 3 * program_costs.flops(forward),
+      seconds[1:], compile_seconds, model_flops,
       program_costs.flops(traced.jaxpr), float(metrics['loss']))
