@@ -112,20 +112,29 @@ class MusicLM:
     """
     check_request(prompts, seconds)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(len(prompts)))
-    stages = {name: self.stage(name) for name in token_layout.STAGES}
-    # A window of the acoustic stages is never cut short: their prefix has its trained length.
-    whole = max(int(np.ceil(seconds)), *(int(stages[name].seconds) for name in ('coarse', 'fine')))
-    codes = {'mulan': self.mulan_codes(prompts)}
-    for i, name in enumerate(token_layout.STAGES):
-      run = self._independent_windows if name == 'fine' else self._sliding_windows
-      temperature = getattr(temperatures, name)
-      with _bar(name, progress) as tick:
-        codes[name] = run(stages[name], codes, whole, _folded(keys, i), temperature, tick)
+    codes = self.generate_codes(self.mulan_codes(prompts), seconds, keys, temperatures, progress)
     acoustic = np.concatenate([codes['coarse'], codes['fine']], axis=-1)
     with _bar('codec', progress) as tick:
       waveforms = self.decode(acoustic)
       tick(1, 1)
     return waveforms[:, : round(seconds * self.sample_rate)]
+
+  def generate_codes(self, mulan_codes: np.ndarray, seconds: float, keys: jax.Array,
+                     temperatures: Temperatures, progress: bool = False) -> dict[str, np.ndarray]:
+    """Returns {'semantic', 'coarse', 'fine'}: codes int32[B, T, Q] for `seconds` or a little more.
+
+    `mulan_codes` int32[B, 1, Q] and one key an example, [B].
+    """
+    stages = {name: self.stage(name) for name in token_layout.STAGES}
+    # A window of the acoustic stages is never cut short: their prefix has its trained length.
+    whole = max(int(np.ceil(seconds)), *(int(stages[name].seconds) for name in ('coarse', 'fine')))
+    codes = {'mulan': mulan_codes}
+    for i, name in enumerate(token_layout.STAGES):
+      run = self._independent_windows if name == 'fine' else self._sliding_windows
+      temperature = getattr(temperatures, name)
+      with _bar(name, progress) as tick:
+        codes[name] = run(stages[name], codes, whole, _folded(keys, i), temperature, tick)
+    return codes
 
   def decode(self, acoustic: np.ndarray) -> np.ndarray:
     """Returns float32[B, S] of acoustic codes int32[B, T, Q]."""

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import types
 
 import flax.linen as nn
 import jax
@@ -162,6 +163,42 @@ def test_fine_windows_in_groups_are_the_same_music(musiclm, monkeypatch):
   whole = musiclm.generate(['slow piano'], seconds=5)
   monkeypatch.setattr(generate, 'MAX_WINDOWS_AT_ONCE', 2)
   np.testing.assert_allclose(musiclm.generate(['slow piano'], seconds=5), whole, atol=1e-4)
+
+
+class CountingSampler:
+  """In a Sampler's place: counts what one would compute, in tokens and in pairs of attention."""
+
+  def __init__(self, stage):
+    self.stage, self.steps, self.prefilled, self.pairs = stage, 0, 0, 0
+
+  def sample(self, prefix_ids, rng, temperature, num_frames, given, on_progress):
+    start = self.stage.prefix_length + (0 if given is None else given.shape[1])
+    stop = self.stage.prefix_length + num_frames * self.stage.target.num_levels
+    self.steps += len(rng) * (stop - start)
+    self.prefilled += len(rng) * start
+    self.pairs += len(rng) * stop * (stop + 1) // 2
+    return np.broadcast_to(self.stage.first_ids[:stop - self.stage.prefix_length],
+                           (len(rng), stop - self.stage.prefix_length))
+
+
+def test_four_minutes_are_at_most_four_point_four_times_the_work_of_one():
+  """With the paper's layout and windows: 30 s, 10 s and 3 s."""
+  seconds = {'semantic': 30.0, 'coarse': 10.0, 'fine': 3.0}
+  model = lambda name: types.SimpleNamespace(extra={'seconds': seconds[name]})
+  musiclm = generate.MusicLM({name: model(name) for name in seconds}, token_layout.TokenLayout(), None)
+
+  def work(length):
+    samplers = {name: CountingSampler(musiclm.stage(name)) for name in seconds}
+    vars(musiclm)['samplers'] = samplers
+    codes = musiclm.generate_codes(np.zeros((1, 1, 12), int), length,
+                                   jax.random.split(jax.random.key(0), 1), generate.Temperatures())
+    assert codes['fine'].shape == (1, 50 * length, 8)
+    total = lambda name: sum(getattr(each, name) for each in samplers.values())
+    return total('steps'), total('steps') + total('prefilled'), total('pairs')
+
+  steps, tokens, pairs = np.array(work(240)) / np.array(work(60))
+  assert steps == 4.0
+  assert tokens < 4.2 and pairs < 4.4  # continued windows look at what was made before
 
 
 def test_what_a_prompt_says_in_vain_is_told(musiclm):
