@@ -6,11 +6,13 @@ The clips in held_out/ are of pieces that none of the models has heard.
 import json
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax import audio, checkpoints, errors, generate, token_layout
+from musiclm_jax import audio, checkpoints, errors, generate, sampling, token_layout
+from musiclm_jax.models import transformer
 from musiclm_jax.objectives import losses
 from musiclm_jax.objectives import mulan as mulan_objective
 
@@ -115,3 +117,29 @@ def test_prompt_and_seed_decide_the_file(tmp_path):
 def test_empty_prompt_is_refused(musiclm):
   with pytest.raises(errors.UserError, match='prompt is empty'):
     musiclm.generate([''])
+
+
+def test_int8_weights_predict_as_well(musiclm):
+  """Mean cross entropy of the semantic stage on what it samples, with exact and with int8 weights."""
+  model, stage = musiclm.models['semantic'], musiclm.stage('semantic')
+  prefix = stage.flatten_prefix({'mulan': musiclm.mulan_codes(['slow strings', 'fast rock'])})
+  sampler = sampling.Sampler(model.config, model.variables['params'], stage, weights_dtype='int8')
+  ids = np.asarray(sampler.sample(prefix, jax.random.key(0)))
+  inputs = np.concatenate([np.full((2, 1), token_layout.BOS_ID), prefix, ids[:, :-1]], axis=1)
+  first_ids = tuple(int(i) for i in stage.level_offsets(stage.target))
+
+  def cross_entropy(config, variables):
+    decoder = transformer.Decoder(config)
+    x, _ = decoder.apply(
+        variables, jnp.asarray(inputs), positions=jnp.asarray(stage.times), method='hidden')
+    logits = decoder.apply(model.variables, x[:, stage.prefix_length:], first_ids,
+                           stage.codebook_size, method='level_logits')
+    summed, count = losses.cross_entropy(
+        logits, jnp.asarray(ids - stage.first_ids), jnp.ones(ids.shape))
+    return float(summed / count)
+
+  exact = cross_entropy(model.config, model.variables)
+  served = {name: sampler.variables[name] for name in ('params', 'served')}
+  rounded = cross_entropy(sampler.static.config, served)
+  assert exact < 0.5 * np.log(stage.codebook_size)
+  assert 0 < abs(rounded - exact) < 2e-3
