@@ -58,6 +58,7 @@ class MusicLM:
   models: dict[str, checkpoints.ExportedModel]
   layout: token_layout.TokenLayout
   tokenizer: text.WordPieceTokenizer
+  weights_dtype: str = ''  # of the stages, see sampling.Sampler
 
   @property
   def sample_rate(self) -> int:
@@ -67,7 +68,7 @@ class MusicLM:
   def samplers(self) -> dict[str, sampling.Sampler]:
     """Returns the language models of the stages, ready to sample from."""
     models = {name: self.models[name] for name in token_layout.STAGES}
-    return {name: sampling.Sampler(model.config, model.variables['params'], self.stage(name))
+    return {name: sampling.Sampler(model.config, model.variables['params'], self.stage(name), self.weights_dtype)
             for name, model in models.items()}
 
   def stage(self, name: str) -> token_layout.StageLayout:
@@ -181,10 +182,11 @@ class MusicLM:
     return stage.unflatten(np.asarray(ids))
 
 
-def load(directory: str | os.PathLike | None = None, text_mapper: bool = False) -> MusicLM:
+def load(directory: str | os.PathLike | None = None, text_mapper: bool = False,
+         weights_dtype: str = '') -> MusicLM:
   """Returns the models of `directory` (default: the tiny set of the package).
 
-  `text_mapper`: prompts go through its mulan_mapper, too.
+  `text_mapper`: prompts go through its mulan_mapper, too. `weights_dtype`: see sampling.Sampler.
   """
   directory = epath.Path(directory or TINY)
   if not directory.exists():
@@ -207,7 +209,7 @@ def load(directory: str | os.PathLike | None = None, text_mapper: bool = False) 
   models['mulan'].config.text.check_vocabulary(tokenizer.vocab_size, tokenizer.vocab_file)
   if text_mapper:
     music_tokens.check_fitted_to(models[TEXT_MAPPER], models['mulan'])
-  return MusicLM(models, saved.layout, tokenizer)
+  return MusicLM(models, saved.layout, tokenizer, weights_dtype)
 
 
 def _check_stage(model: checkpoints.ExportedModel, layout: token_layout.TokenLayout) -> None:
@@ -251,6 +253,7 @@ def generate_files(
     num_samples: int = 1,
     model: str | None = None,
     text_mapper: bool = False,
+    weights_dtype: str = '',
     temperatures: Temperatures = Temperatures(),
     plot: bool = False,
 ) -> list[str]:
@@ -263,7 +266,7 @@ def generate_files(
   outputs = output_names(output, num_samples)
   for name in outputs:
     audio.check_writable(name, overwrite=True)
-  musiclm = load(model, text_mapper)
+  musiclm = load(model, text_mapper, weights_dtype)
   for warning in musiclm.unheard(prompt):
     log.warning('warning: %s', warning)
   waveforms = musiclm.generate(

@@ -165,6 +165,13 @@ def test_fine_windows_in_groups_are_the_same_music(musiclm, monkeypatch):
   np.testing.assert_allclose(musiclm.generate(['slow piano'], seconds=5), whole, atol=1e-4)
 
 
+def test_int8_weights_make_other_music_of_the_same_length(system, musiclm):
+  rounded = generate.load(system, weights_dtype='int8')
+  exact = musiclm.generate(['slow calm piano'], seconds=2)
+  found = rounded.generate(['slow calm piano'], seconds=2)
+  assert found.shape == exact.shape and np.any(found != exact)
+
+
 class CountingSampler:
   """In a Sampler's place: counts what one would compute, in tokens and in pairs of attention."""
 

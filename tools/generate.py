@@ -26,6 +26,8 @@ def _parse(argv):
   parser.add_argument('--text_mapper', action='store_true',
                       help='let the prompt go through MODEL/mulan_mapper (tools/fit_mapper.py), '
                            'closer to what the music tokens were fitted to')
+  parser.add_argument('--weights_dtype', default='', choices=('int8', 'bfloat16', 'float32'),
+                      help="how the three language models keep their weights (default: as trained)")
   parser.add_argument('--semantic_temperature', type=float, default=1.0, help='(default: 1.0)')
   parser.add_argument('--coarse_temperature', type=float, default=0.95, help='(default: 0.95)')
   parser.add_argument('--fine_temperature', type=float, default=0.4, help='(default: 0.4)')
@@ -45,6 +47,7 @@ def main():
       num_samples=args.num_samples,
       model=args.model,
       text_mapper=args.text_mapper,
+      weights_dtype=args.weights_dtype,
       temperatures=generate.Temperatures(
           args.semantic_temperature, args.coarse_temperature, args.fine_temperature),
       plot=args.plot,

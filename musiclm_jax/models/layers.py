@@ -29,7 +29,7 @@ def dense(module: nn.Module, x: Array, name: str, shape: tuple[int, ...], axes: 
   """Returns x [..., *inputs] times the kernel `name` [*inputs, *outputs]: [..., *outputs], in its dtype.
 
   The first `num_inputs` axes of `shape` are the inputs. Where the collection 'served' has the kernel
-  (see Decoder.serve), that is read instead.
+  (see sampling.serve), that is read instead.
   """
   fan_in = math.prod(shape[:num_inputs])
   if module.has_variable('served', name):
