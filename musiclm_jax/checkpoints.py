@@ -108,10 +108,11 @@ def export_model(
   return fingerprint
 
 
-def load_model(directory: str, wanted: str | None = None) -> ExportedModel:
+def load_model(directory: str, wanted: str | None = None, on_host: bool = False) -> ExportedModel:
   """Returns the model of an exported directory; a directory that is not one is a UserError.
 
-  So is, when `wanted` names a model ('soundstream'), a directory that holds another one.
+  So is, when `wanted` names a model ('soundstream'), a directory that holds another one.  With
+  `on_host` the variables stay numpy arrays, for a device to take its part of.
   """
   directory = epath.Path(directory)
   description = _read_description(directory / CONFIG_FILE)
@@ -124,7 +125,8 @@ def load_model(directory: str, wanted: str | None = None) -> ExportedModel:
   weights = _read(directory / WEIGHTS_FILE)
   arrays = _parse_weights(weights, directory / WEIGHTS_FILE)
   shapes = _check_arrays(arrays, name, config, str(directory / WEIGHTS_FILE))
-  arrays = {key: jnp.asarray(array, shapes[key].dtype) for key, array in arrays.items()}
+  as_array = np.asarray if on_host else jnp.asarray
+  arrays = {key: as_array(array, shapes[key].dtype) for key, array in arrays.items()}
   return ExportedModel(
       name=name,
       config=config,

@@ -138,7 +138,7 @@ def train(
 
 
 def _with_weights_of(directory: str, state, objective, optimizer) -> train_state.TrainState:
-  model = checkpoints.load_model(directory, objective.model_name)
+  model = checkpoints.load_model(directory, objective.model_name, on_host=True)
   run_files.check_text_files(objective, directory)
   state = train_state.with_variables(
       state, model.variables, getattr(objective, 'export_subtree', ''), optimizer,

@@ -47,6 +47,9 @@ def test_export_and_load_is_the_identity(exported, variables):
   model = checkpoints.load_model(exported)
   assert (model.name, model.config, model.extra) == ('semantic', CONFIG, {'step': 7})
   assert_same(model.variables, variables)
+  on_host = checkpoints.load_model(exported, on_host=True).variables
+  assert_same(on_host, variables)
+  assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(on_host))
   assert (exported / 'vocab.txt').read_text() == 'a\n'
   assert sorted(path.name for path in exported.iterdir()) == [
     'config.json',
