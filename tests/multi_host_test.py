@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from musiclm_jax import checkpoints, errors, gin_utils, multi_host, token_layout, train
+from musiclm_jax import checkpoints, gin_utils, multi_host, token_layout, train
 from musiclm_jax.data import records
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -261,11 +261,14 @@ def test_every_file_has_one_writer(folder, first):
     ({'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '2'}, 'wanted 0 <= id < number'),
     ({'JAX_COORDINATOR_ADDRESS': 'localhost'}, "is 'localhost', wanted host:port"),
 ])  # fmt: skip
-def test_hosts_that_cannot_be_found_are_named(given, wanted, monkeypatch):
-  for name in (multi_host.ADDRESS, multi_host.COUNT, multi_host.INDEX):
-    monkeypatch.delenv(name, raising=False)
-  with pytest.raises(errors.UserError, match=wanted):
-    multi_host.connect(given)
+def test_hosts_that_cannot_be_found_are_named(given, wanted):
+  program = f'from musiclm_jax import multi_host; multi_host.connect({given!r})'  # before any device
+  environment = {name: value for name, value in os.environ.items()
+                 if name not in (multi_host.ADDRESS, multi_host.COUNT, multi_host.INDEX)}
+  done = subprocess.run([sys.executable, '-c', program], env=environment, cwd=ROOT, text=True,
+                        stderr=subprocess.PIPE, check=False)
+  assert done.returncode and wanted in done.stderr.splitlines()[-1], done.stderr
+  assert 'errors.UserError' in done.stderr.splitlines()[-1]
 
 
 # --- The command line, on token records ---------------------------------------------------------

@@ -3,6 +3,7 @@
 Base models are only measured (jax.eval_shape): no array of theirs is ever made.
 """
 
+import math
 import pathlib
 
 import jax
@@ -95,7 +96,9 @@ def test_topology_changes_the_mesh_only(run, topology, vocabulary):
   sizes = [size for size in changed.pop('mesh_shape')[:2] if size != -1]
   plain.pop('mesh_shape')
   assert plain == changed
-  assert changed['batch_size'] % max(1, sizes[0] * sizes[-1] if len(sizes) == 2 else 1) == 0
+  devices = math.prod(sizes)
+  # A batch is split over all devices, or the run is too small for so many.
+  assert changed['batch_size'] % devices == 0 or changed['batch_size'] < devices
 
 
 @pytest.mark.parametrize('size, most', [('tiny', 6), ('base', 12)])
