@@ -1,4 +1,4 @@
-"""L4. Waveform records -> token records, by the exported tokenizers.
+"""L4. Clips -> the arrays of token records, by the exported tokenizers.
 
 One clip of 12.7 s becomes, after cutting it to 12 whole seconds:
 
@@ -12,16 +12,12 @@ whole second and is left out. Silent clips are kept: they are music's pauses.
 """
 
 import itertools
-import logging
-import pathlib
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
+from etils import epath
 
 from musiclm_jax import audio, checkpoints, errors, music_tokens, token_layout
-
-log = logging.getLogger(__name__)
 
 
 class Tokenizer:
@@ -47,10 +43,10 @@ class Tokenizer:
     self._semantic_layer = semantic_layer(models['w2v_bert'], models['semantic_quantizer'])
 
   @classmethod
-  def load(cls, models_dir: str, **options) -> 'Tokenizer':
+  def load(cls, models_dir: str, on_host: bool = False, **options) -> 'Tokenizer':
     """Returns the tokenizer of MODELS_DIR/{soundstream,w2v_bert,semantic_quantizer,...}."""
-    directory = pathlib.Path(models_dir)
-    models = {name: checkpoints.load_model(directory / name, name)
+    directory = epath.Path(models_dir)
+    models = {name: checkpoints.load_model(directory / name, name, on_host)
               for name in token_layout.TOKENIZERS}
     return cls(models, **options)
 
@@ -171,125 +167,25 @@ def semantic_windows(seconds: int, window: int) -> tuple[list[int], list[int]]:
   return starts, owner
 
 
-def extract_tokens(
-    *,
-    waveforms_dir: str,
-    models_dir: str,
-    output_dir: str,
-    splits: Sequence[str] | None = None,
-    batch_size: int = 4,
-    semantic_window_seconds: int = 10,
-    acoustic_levels: int | None = None,
-    coarse_levels: int = 4,
-    fine_uses_mulan: bool = False,
-    progress: bool = True,
-) -> dict[str, int]:
-  """Writes token records shard by shard and returns {split: number of records}.
+def tokenized(clips: Iterable[dict], tokenizer: Tokenizer) -> Iterator[tuple[dict, dict | None]]:
+  """Yields (clip, arrays of its token record) in order; None for a clip without a whole second.
 
-  A second call with the same arguments goes on where an interrupted one stopped.
-
-  Args:
-    waveforms_dir: waveform records, see data/records.py.
-    models_dir: exported soundstream, w2v_bert, semantic_quantizer, mulan and mulan_quantizer.
-    output_dir: token records, layout.json and the MuLan codebooks.
-    splits: which splits; all of them by default.
-    batch_size: clips that pass through the codec at a time; memory grows with it.
-    semantic_window_seconds: what w2v-BERT hears at a time.
-    acoustic_levels: levels of the codec, its first ones; all by default.
-    coarse_levels: levels of the codec modelled by the coarse stage, written to layout.json.
-    fine_uses_mulan: whether the fine stage sees M, written to layout.json.
-    progress: show a bar.
+  A clip is {'waveform': float32[S], ..}; groups of them fill the models' batches.
   """
-  from musiclm_jax.data import records
-  info = records.read_info(waveforms_dir, 'waveforms')
-  splits = list(splits or records.splits(waveforms_dir))
-  shards = [(split, path) for split in splits for path in records.list_shards(waveforms_dir, split)]
-  tokenizer = Tokenizer.load(
-      models_dir, clip_seconds=max(1, int(info['longest_seconds'])), batch_size=batch_size,
-      semantic_window_seconds=semantic_window_seconds, acoustic_levels=acoustic_levels)
-  output = pathlib.Path(output_dir)
-  saved = tokenizer.layout(coarse_levels, fine_uses_mulan)
-  _open_output(output, saved, tokenizer, models_dir)
-  counts = dict.fromkeys(splits, 0)
-  seconds = sum(info['seconds'].get(split, 0.0) for split in splits)
-  with _Progress(seconds, progress) as report:
-    for split, path in shards:
-      target = output / pathlib.Path(path).name
-      if target.exists():
-        counts[split] += report.skip(records.read_waveform_shard(path))
-        continue
-      counts[split] += records.write_shard(target, _shard_records(path, tokenizer, report))
-  records.write_info(output, {
-      'kind': 'tokens', 'records': counts, 'window_seconds': music_tokens.WINDOW_SECONDS,
-      'mulan_levels': saved.layout.mulan.num_levels,
-      'acoustic_levels': saved.layout.acoustic.num_levels,
-      'semantic_window_seconds': semantic_window_seconds})
-  log.info('%s: %s', output_dir, ', '.join(f'{n} {split} records' for split, n in counts.items()))
-  return counts
+  for group in _grouped(clips, 4 * tokenizer.batch_size):
+    waveforms = [clip['waveform'] for clip in group if len(clip['waveform']) >= audio.SAMPLE_RATE]
+    tokens = iter(tokenizer.tokenize(waveforms) if waveforms else ())
+    for clip in group:
+      yield clip, next(tokens) if len(clip['waveform']) >= audio.SAMPLE_RATE else None
 
 
-def _shard_records(path, tokenizer: Tokenizer, report: '_Progress') -> Iterator[bytes]:
-  """Yields the token records of one shard, in its order."""
-  from musiclm_jax.data import records
-  for clips in _grouped(records.read_waveform_shard(path), 4 * tokenizer.batch_size):
-    long = [clip for clip in clips if len(clip['waveform']) >= audio.SAMPLE_RATE]
-    if long:
-      for clip, tokens in zip(long, tokenizer.tokenize([c['waveform'] for c in long]), strict=True):
-        yield records.token_record(clip['id'], tokens)
-    for clip in clips:
-      report.add(len(clip['waveform']) / audio.SAMPLE_RATE)
-
-
-def _open_output(output: pathlib.Path, saved, tokenizer, models_dir) -> None:
-  """Makes the directory and its layout, or checks that an interrupted one is of the same kind."""
-  from musiclm_jax.data import records
-  if (output / 'info.json').exists():
-    raise errors.UserError(f'{output} already holds token records: choose another directory')
-  output.mkdir(parents=True, exist_ok=True)
-  if (output / token_layout.LAYOUT_FILE).exists():
-    token_layout.check_same(token_layout.read_layout(output), saved,
-                            f'{output}/{token_layout.LAYOUT_FILE}', models_dir)
-    log.info('%s: going on with an interrupted extraction', output)
-  elif any(output.iterdir()):
-    raise errors.UserError(f'{output} is not empty and holds no {token_layout.LAYOUT_FILE}')
-  else:
-    token_layout.write_layout(output, saved.layout, saved.tokenizers)
-  if not (output / records.CODEBOOKS_FILE).exists():
-    with audio.atomic_path(output / records.CODEBOOKS_FILE) as temporary, \
-        open(temporary, 'wb') as file:
-      np.save(file, tokenizer.mulan_codebooks())
-
-
-class _Progress:
-  """A bar over seconds of audio that says how many hours are done in an hour."""
-
-  def __init__(self, seconds: float, show: bool):
-    import tqdm
-    self._bar = tqdm.tqdm(
-        total=round(seconds), unit='s', disable=not show, desc='tokens',
-        bar_format='{desc}: {percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f} s '
-                   '[{elapsed}<{remaining}{postfix}]')
-    self._start, self._done = time.monotonic(), 0.0
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *unused) -> None:
-    self._bar.close()
-
-  def add(self, seconds: float) -> None:
-    self._done += seconds
-    speed = self._done / max(time.monotonic() - self._start, 1e-9)
-    self._bar.set_postfix_str(f'{speed:.1f} hours/hour', refresh=False)
-    self._bar.update(seconds)
-
-  def skip(self, clips: Iterable[dict]) -> int:
-    """Returns how many records a finished shard of these clips has."""
-    count = 0
-    for clip in clips:
-      self._bar.update(len(clip['waveform']) / audio.SAMPLE_RATE)
-      count += len(clip['waveform']) >= audio.SAMPLE_RATE
-    return count
+def info_of_records(layout: token_layout.TokenLayout, counts: Mapping[str, int],
+                    semantic_window_seconds: int) -> dict:
+  """Returns what info.json says of token records."""
+  return {
+      'kind': 'tokens', 'records': dict(counts), 'window_seconds': music_tokens.WINDOW_SECONDS,
+      'mulan_levels': layout.mulan.num_levels, 'acoustic_levels': layout.acoustic.num_levels,
+      'semantic_window_seconds': semantic_window_seconds}
 
 
 def _check_fit(models: Mapping[str, checkpoints.ExportedModel]) -> None:

@@ -9,7 +9,6 @@ import pytest
 import soundfile
 
 from musiclm_jax import (
-    extract_tokens,
     fit_quantizers,
     generate,
     gin_utils,
@@ -18,6 +17,7 @@ from musiclm_jax import (
     token_layout,
     train,
 )
+from musiclm_jax.extraction import extract, shards
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STEPS = 2
@@ -106,10 +106,10 @@ def test_chain(folder):
   fit_quantizers.fit_mulan_quantizer(
       str(models / 'mulan'), records, str(models / 'mulan_quantizer'), num_quantizers=2,
       codebook_size=8)
-  counts = extract_tokens.extract_tokens(
-      waveforms_dir=records, models_dir=str(models), output_dir=str(folder / 'tokens'),
-      coarse_levels=2, progress=False)
-  assert counts == {'train': 7, 'test': 1}
+  manifest = extract.extract(
+      shards.Job(input=records, waveforms=True, models=str(models), output=str(folder / 'tokens'),
+                 coarse_levels=2), progress=False)
+  assert manifest['clips'] == 7 + 1
 
   for stage in token_layout.STAGES:
     _train(stage, folder, [f"TOKENS_DIR = '{folder / 'tokens'}'", *STREAMS, *DECODER])

@@ -23,7 +23,7 @@ LAYERS = {
     'musiclm_jax.prepare_audio': 4, 'musiclm_jax.generate': 4, 'musiclm_jax.corpus': 4,
     'musiclm_jax.gin_utils': 4, 'musiclm_jax.pretrained': 4, 'musiclm_jax.launch_tpu': 4,
     'tasks': 5, 'musiclm_jax.evaluation': 5, 'musiclm_jax.benchmarks': 5,
-    'musiclm_jax.compile_check': 5,
+    'musiclm_jax.compile_check': 5, 'musiclm_jax.extraction': 5,
 }
 FRIENDLY = (0, 2, 3)  # layers whose modules may import each other; elsewhere only one's own folder
 FORBIDDEN = {  # layer -> third-party modules that must not be imported at its top level
