@@ -14,6 +14,14 @@ CONFIG = soundstream.SoundStreamConfig(
     dilations=((1, 3), (1,)), dim=8, num_quantizers=4, codebook_size=12)  # fmt: skip
 
 
+def pytest_collection_modifyitems(config, items):
+  """Leaves out what is slow unless `-m` names it."""
+  if 'slow' not in config.option.markexpr:
+    for item in items:
+      if item.get_closest_marker('slow'):
+        item.add_marker(pytest.mark.skip(reason='needs -m slow'))
+
+
 def _drawn(tree, seed):
   """Returns random values for a tree of shapes: kernels that keep the loudness, some bias."""
   random = np.random.RandomState(seed)

@@ -344,6 +344,7 @@ def test_sigterm_to_one_host_of_a_real_run(stopped):
   assert not (workdir / 'exported').exists()
 
 
+@pytest.mark.slow
 def test_the_restarted_run_ends_bit_for_bit_as_the_undisturbed_one(
     folder, tokens, stopped, undisturbed):
   workdir, _ = stopped
@@ -376,6 +377,7 @@ class Joined:
     """Keeps no position: the run is never resumed."""
 
 
+@pytest.mark.slow
 def test_two_hosts_with_shards_of_token_records_train_as_one(tmp_path, tokens, undisturbed):
   gin_utils.load([ROOT / GIN], bindings(tmp_path, tokens))
   arguments = gin_utils.arguments(train.train)

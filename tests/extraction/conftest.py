@@ -19,15 +19,6 @@ SETTINGS = {'clip_seconds': 2, 'semantic_window_seconds': 2, 'batch_size': 1, 'n
             'test_fraction': 0.2}
 
 
-def pytest_collection_modifyitems(config, items):
-  """Leaves out what is slow unless `-m` names it."""
-  if 'slow' in config.option.markexpr:
-    return
-  for item in items:
-    if item.get_closest_marker('slow') and item.path.parent == pathlib.Path(__file__).parent:
-      item.add_marker(pytest.mark.skip(reason='needs -m slow'))
-
-
 @pytest.fixture(scope='session')
 def models(tmp_path_factory):
   path = tmp_path_factory.mktemp('models')
