@@ -3,6 +3,7 @@
 `gcloud_in_folders.py` is put on PATH under that name; all else is what a user runs.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -91,7 +92,8 @@ class Cloud:
     state['state']['state'] = 'SUSPENDED'
     for worker in range(2):
       for pid in self.processes(worker):
-        os.kill(pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # it ended since it was listed
+          os.kill(pid, signal.SIGTERM)
     time.sleep(0.3)
     file.write_text(json.dumps(state))
 
