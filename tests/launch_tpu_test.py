@@ -101,7 +101,8 @@ class Cloud:
     """Ends whatever a test left running."""
     for worker in range(2):
       for pid in self.processes(worker):
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+          os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
