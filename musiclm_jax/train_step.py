@@ -72,12 +72,13 @@ def check_microbatches(objective: base.Objective, microbatches: int) -> None:
 def _gradients(objective, state, batch, microbatches: int, shardings: Any):
   """Returns ((loss, (model_state, metrics)), gradients) of a batch."""
   compute = jax.value_and_grad(objective.loss_fn, has_aux=True)
+  rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
   if microbatches == 1:
-    return compute(state.params, state.model_state, batch, state.rng, state.step)
+    return compute(state.params, state.model_state, batch, rng, state.step)
 
   def of_part(index, rows):
     (loss, (_, metrics)), gradients = compute(
-        state.params, state.model_state, rows, jax.random.fold_in(state.rng, index), state.step)
+        state.params, state.model_state, rows, jax.random.fold_in(rng, index), state.step)
     return (loss, metrics), jax.lax.with_sharding_constraint(gradients, shardings)
 
   def add(total, part):

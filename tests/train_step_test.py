@@ -111,6 +111,22 @@ def test_microbatches_draw_their_own_dropout():
   assert abs(step(microbatches=2) - step()) > 1e-4
 
 
+@dataclasses.dataclass(frozen=True)
+class DrawingObjective(language_model.LanguageModelObjective):
+  """Tells what it draws from the key as it is given."""
+
+  def loss_fn(self, params, model_state, batch, rng, step):
+    loss, (model_state, metrics) = super().loss_fn(params, model_state, batch, rng, step)
+    return loss, (model_state, metrics | {'drawn': jax.random.uniform(rng)})
+
+
+@pytest.mark.parametrize('microbatches', [1, 2])
+def test_every_step_draws_from_a_key_of_its_own(microbatches):
+  objective = DrawingObjective(CONFIG, LAYOUT, 'semantic', 2.0)
+  drawn = [_steps(objective, count, microbatches)[1]['drawn'] for count in (1, 2, 3)]
+  assert len(set(map(float, drawn))) == 3
+
+
 def test_average_follows_the_parameters():
   states, _ = _steps(_objective(), average_decay=0.15)
   expected = jax.device_get(_started(_objective(), (-1, 1, 1))[2].params)
