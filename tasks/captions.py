@@ -19,12 +19,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import seqio
-import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from musiclm_jax import audio, errors, text
 from musiclm_jax.data import preprocessors, records
-from tasks import sources
+from tasks import music_text, sources
 
 INFO_FILE = 'dataset_info.json'
 MAX_SECONDS = 30  # of a clip, as of any waveform record
@@ -38,24 +37,12 @@ def captions(directory: sources.Directories, vocabulary, crop_seconds: float, te
   of tasks/music_text.py. `directory` holds what `tfds build` made, data/musiccaps/1.0.0, or
   several such; `vocabulary` is a data.vocabularies.WordPieceVocabulary.
   """
-  return seqio.Task(
-      'captions',
-      # Few files at a time, one clip from each in turn, as with other waveform records.
-      source=seqio.TFExampleDataSource(
-          list_shards(directory), records.WAVEFORM_FEATURES, cycle_length=4, block_length=1),
-      preprocessors=[
-          preprocessors.keep('pcm', 'captions'),
-          preprocessors.captioned,
-          preprocessors.random_crops(round(crop_seconds * audio.SAMPLE_RATE), crops_per_record),
-          preprocessors.random_caption,
-          preprocessors.tokenize_caption(vocabulary, text_length),
-      ],
-      output_features={
-          'waveform': sources.integers(tf.int16),
-          'text_tokens': seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32),
-      },
-      shuffle_buffer_size=max(1, int(shuffle_buffer_seconds / crop_seconds)),
-  )
+  # Few files at a time, one clip from each in turn, as with other waveform records.
+  source = seqio.TFExampleDataSource(
+      list_shards(directory), records.WAVEFORM_FEATURES, cycle_length=4, block_length=1)
+  return music_text.crops_with_texts(
+      'captions', source, preprocessors.keep('pcm', 'captions'), vocabulary, crop_seconds,
+      text_length, crops_per_record, shuffle_buffer_seconds)
 
 
 def list_shards(directories: sources.Directories) -> dict[str, list[str]]:

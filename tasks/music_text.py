@@ -21,8 +21,9 @@ def music_text(directory: sources.Directories, vocabulary, crop_seconds: float, 
   {'waveform': int16[crop_seconds at 24 kHz], 'text_tokens': int32[text_length], padded with 0};
   `vocabulary` is a data.vocabularies.WordPieceVocabulary. Records without captions are left out.
   """
-  return _task('music_text', preprocessors.keep('pcm', 'captions'), directory, vocabulary,
-               crop_seconds, text_length, crops_per_record, shuffle_buffer_seconds)
+  return crops_with_texts(
+      'music_text', _records(directory), preprocessors.keep('pcm', 'captions'), vocabulary,
+      crop_seconds, text_length, crops_per_record, shuffle_buffer_seconds)
 
 
 def music_text_sources(
@@ -39,8 +40,9 @@ def music_text_sources(
   _check_rates(directory, rates)
   share = shuffle_buffer_seconds / sum(rates.values())
   return _Mixture('music_text_sources', [
-      (_task(f'music_text_{source}', preprocessors.texts_as_captions(source), directory, vocabulary,
-             crop_seconds, text_length, crops_per_record, share * rate), rate)
+      (crops_with_texts(
+          f'music_text_{source}', _records(directory), preprocessors.texts_as_captions(source),
+          vocabulary, crop_seconds, text_length, crops_per_record, share * rate), rate)
       for source, rate in rates.items()])
 
 
@@ -55,12 +57,18 @@ class _Mixture(seqio.Mixture):
         task, output_feature_keys, sequence_length, split, use_cached, shuffle, seed, *rest)
 
 
-def _task(name, select, directory, vocabulary, crop_seconds, text_length, crops_per_record,
-          shuffle_buffer_seconds) -> seqio.Task:
-  """Returns the task whose captions are those that the step `select` leaves."""
+def _records(directory: sources.Directories) -> seqio.TFExampleDataSource:
+  return sources.records_source(directory, 'waveforms', records.WAVEFORM_FEATURES)
+
+
+def crops_with_texts(
+    name: str, source: seqio.DataSource, select: preprocessors.Preprocessor, vocabulary,
+    crop_seconds: float, text_length: int, crops_per_record: int, shuffle_buffer_seconds: float
+) -> seqio.Task:
+  """Returns the task of a source of waveform records whose captions are those `select` leaves."""
   return seqio.Task(
       name,
-      source=sources.records_source(directory, 'waveforms', records.WAVEFORM_FEATURES),
+      source=source,
       preprocessors=[
           select,
           preprocessors.captioned,
