@@ -180,10 +180,10 @@ def _folder_sources(folder, captions_path, test_fraction) -> list[Source]:
   names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*')
                  if path.suffix.lower() in audio.SUFFIXES and path.is_file())
   for name in names:
-    if _unreadable(name):
+    if undecodable(name):
       raise errors.UserError(f'{folder}: the file name {name!r} is not UTF-8, rename it')
   captions = _read_captions(captions_path, names) if captions_path else {}
-  test = _held_out(names, test_fraction)
+  test = held_out(names, test_fraction)
 
   def source(name: str) -> Source:
     texts = {of: tuple(values) for of, values in captions.get(name, {}).items()}
@@ -193,11 +193,12 @@ def _folder_sources(folder, captions_path, test_fraction) -> list[Source]:
   return [source(name) for name in names]
 
 
-def _unreadable(name: str) -> bool:
+def undecodable(name: str) -> bool:
+  """Returns whether a file name is not UTF-8: Python marks its bytes by surrogates."""
   return any('\ud800' <= character <= '\udfff' for character in name)
 
 
-def _held_out(names: list[str], fraction: float) -> set[str]:
+def held_out(names: list[str], fraction: float) -> set[str]:
   """Returns names whose hash is below `fraction`: adding files moves no other file.
 
   Neither split is left empty where there are two files.

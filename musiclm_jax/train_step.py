@@ -22,6 +22,8 @@ def make_train_step(
 ) -> Step:
   """Returns the jitted (state, batch) -> (state, metrics); the state given is used up.
 
+  `wanted`: the state's shapes and shardings, see train_state.shapes.  Call it inside
+  partitioning.activate.
   `microbatches`: parts that a batch is computed in, one after the other, their gradients added in
   float32: the memory of activations shrinks by as much, and the step is that of the whole batch.
   `average_decay`: see train_state.TrainState.average.

@@ -173,4 +173,4 @@ def test_clips_are_whole_seconds(tmp_path, clip_seconds):
 def test_adding_files_moves_no_other_file_between_splits():
   few = [f'{i}.wav' for i in range(200)]
   many = [f'{i}.wav' for i in range(400)]
-  assert prepare_audio._held_out(few, 0.1) == prepare_audio._held_out(many, 0.1) & set(few)
+  assert prepare_audio.held_out(few, 0.1) == prepare_audio.held_out(many, 0.1) & set(few)

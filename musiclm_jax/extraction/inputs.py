@@ -37,7 +37,8 @@ def find(input_dir: str, test_fraction: float = 0.05) -> tuple[list[prepare_audi
                  if os.path.splitext(name)[1].lower() in audio.SUFFIXES)
   if not found:
     raise errors.UserError(f'{input_dir} holds no audio files ({" ".join(audio.SUFFIXES)})')
-  test = prepare_audio._held_out([name for name in found if not _undecodable(name)], test_fraction)
+  readable = [name for name in found if not prepare_audio.undecodable(name)]
+  test = prepare_audio.held_out(readable, test_fraction)
   base = input_dir.rstrip('/')
   return [prepare_audio.Source(f'{base}/{name}', name, 'test' if name in test else 'train')
           for name in found], len(names) - len(found)
@@ -56,7 +57,7 @@ def deal(sources: list[prepare_audio.Source], num_shards: int
 
 def read_clips(path: str, name: str, clip_seconds: int) -> list[tuple[str, np.ndarray]]:
   """Returns [(id, int16[S] at 24 kHz, mono), ..] as prepare_audio cuts the file called `name`."""
-  if _undecodable(name):
+  if prepare_audio.undecodable(name):
     raise errors.UserError('the file name is not UTF-8, rename it')
   pieces, count = [], 0
   with _local_copy(path) as local:
@@ -107,7 +108,3 @@ def _local_names(folder: str) -> Iterator[str]:
       folders.sort()
       waiting += [path for name in folders if os.path.islink(path := os.path.join(root, name))]
       yield from (os.path.relpath(os.path.join(root, name), folder) for name in files)
-
-
-def _undecodable(name: str) -> bool:
-  return any('\ud800' <= character <= '\udfff' for character in name)
