@@ -68,7 +68,7 @@ class Codec:
     options = {'num_quantizers': num_levels, 'denoise': jnp.array([denoise]) if denoise else None}
     step = _Streaming(self.model, 'encode', **options)
     for block, length in _blocks(chunks, self._block * hop):
-      yield step(block)[: -(-length // hop)]
+      yield step(block[None])[0, : -(-length // hop)]
 
   def decode(
       self, packets: Iterable[np.ndarray], denoise: bool = False
@@ -79,7 +79,15 @@ class Codec:
     step = _Streaming(self.model, 'decode', denoise=jnp.array([True]) if denoise else None)
     full = (self._filled(codes) for codes in packets)
     for block, length in _blocks(full, self._block):
-      yield np.clip(step(block), -1.0, 1.0)[: length * self.config.hop_length]
+      yield np.clip(step(block[None])[0], -1.0, 1.0)[: length * self.config.hop_length]
+
+  def decode_batch(self, packets: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yields f32[B, S] in [-1, 1], a block each, of int[B, T, Q] packets of the same Q."""
+    step = _Streaming(self.model, 'decode')
+    frames = (np.swapaxes(codes, 0, 1) for codes in packets)  # _blocks cuts the first axis
+    for block, length in _blocks(frames, self._block):
+      waveforms = step(np.swapaxes(block, 0, 1))
+      yield np.clip(waveforms, -1.0, 1.0)[:, : length * self.config.hop_length]
 
   def check_denoising(self, side: str) -> None:
     """Raises an error when this model cannot take noise out on that side, 'encoder' or 'decoder'."""
@@ -131,10 +139,10 @@ class _Streaming:
       empty = functools.partial(self._run, *inputs, {})
       self._past = jax.tree.map(
           lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-          jax.eval_shape(empty, block[None], self._arrays)[1],
+          jax.eval_shape(empty, block, self._arrays)[1],
       )
-    output, self._past = self._run(*inputs, self._past, block[None], self._arrays)
-    return np.asarray(output[0])
+    output, self._past = self._run(*inputs, self._past, block, self._arrays)
+    return np.asarray(output)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

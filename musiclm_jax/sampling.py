@@ -33,6 +33,7 @@ class Static:
   shard_heads: bool
   top_k: int = 0
   top_p: float = 1.0
+  guided: bool = False  # rows 2i and 2i + 1 are example i with and without its condition
 
 
 def static(config: transformer.DecoderConfig, stage: token_layout.StageLayout, cache_dtype: str
@@ -83,8 +84,8 @@ class Sampler:
 
   def sample(
       self, prefix_ids: Array, rng: Array, temperature: float = 1.0, num_frames: int | None = None,
-      given: Array | None = None, top_k: int = 0, top_p: float = 1.0, cache_block: int = 512,
-      on_progress: Callable[[int, int], None] | None = None) -> Array:
+      given: Array | None = None, top_k: int = 0, top_p: float = 1.0, guidance: float = 1.0,
+      cache_block: int = 512, on_progress: Callable[[int, int], None] | None = None) -> Array:
     """Returns target ids int32[B, num_frames * Q]: `given`, then a continuation.
 
     Every id is legal at its position: only the logits of its level are ever computed.
@@ -98,12 +99,20 @@ class Sampler:
       given: int32[B, G], whole frames that the result starts with.
       top_k: draw among the k likeliest ids only; 0 for all.
       top_p: draw among the fewest ids that hold this much probability only.
+      guidance: s of classifier-free guidance, logits u + s (c - u) with c of the prefix and u of the
+        prefix whose music tokens are hidden (StageLayout.hidden); 1 for c alone, at half the work.
       cache_block: the cache doubles up to so many slots and then grows by as many, so that little is
         read that is not live; each size is compiled once.
       on_progress: called now and then with (frames so far, frames in all).
     """
-    stage, static = self.stage, dataclasses.replace(self.static, top_k=top_k, top_p=top_p)
+    stage = self.stage
+    static = dataclasses.replace(self.static, top_k=top_k, top_p=top_p, guided=guidance != 1.0)
     prefix_ids, given = _check(stage, prefix_ids, given)
+    keys = _example_keys(rng, prefix_ids.shape[0])
+    if static.guided:
+      hidden = stage.hidden(prefix_ids, token_layout.CONDITION)
+      prefix_ids = jnp.stack([prefix_ids, hidden], axis=1).reshape(-1, stage.prefix_length)
+      given = jnp.repeat(given, 2, axis=0)
     num_levels, batch_size = stage.target.num_levels, prefix_ids.shape[0]
     num_frames = stage.target_frames if num_frames is None else num_frames
     if not given.shape[1] // num_levels <= num_frames <= stage.target_frames:
@@ -115,7 +124,6 @@ class Sampler:
     ids = jnp.pad(tokens, ((0, 0), (0, stage.sequence_length - start)))  # slot i holds id i - 1
     moments = stage.times if static.config.clock == 'time' else np.arange(stage.sequence_length)
     moments = jnp.asarray(moments, jnp.int32)
-    keys = _example_keys(rng, batch_size)
     length = min(prefill_slots(start + 1), stage.sequence_length)
     cache = prefill(static, self.variables, ids[:, :length], moments[:length], start)
     while start < stop:
@@ -123,12 +131,12 @@ class Sampler:
       cache = _grown(cache, slots)
       end = min(slots, stop)
       ids, cache = decode(static, self.variables, ids, cache, moments, keys, start, end,
-                          jnp.float32(temperature), stage.prefix_length)
+                          jnp.float32(temperature), stage.prefix_length, jnp.float32(guidance))
       start = end
       if on_progress:
         ids.block_until_ready()
         on_progress((start - stage.prefix_length) // num_levels, num_frames)
-    return ids[:, stage.prefix_length + 1:stop + 1]
+    return ids[::2 if static.guided else 1, stage.prefix_length + 1:stop + 1]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -170,7 +178,7 @@ def prefill(static: Static, variables, tokens, moments, length) -> transformer.C
 
 @functools.partial(jax.jit, static_argnums=(0,), donate_argnums=(2, 3))
 def decode(static: Static, variables, ids, cache, moments, keys, start, end, temperature,
-           prefix_length):
+           prefix_length, guidance=1.0):
   """Returns (ids with slots start + 1 .. end drawn, cache)."""
   model, model_variables = transformer.Decoder(static.config), _without_tables(variables)
   first_ids = jnp.asarray(static.first_ids, jnp.int32)
@@ -184,8 +192,12 @@ def decode(static: Static, variables, ids, cache, moments, keys, start, end, tem
     level = (slot - prefix_length) % len(static.first_ids)
     table = jax.lax.dynamic_index_in_dim(variables['tables'], level, keepdims=False)
     logits = layers.served_product(x[:, 0], {'kernel': table})
+    if static.guided:
+      with_condition, without = logits[::2], logits[1::2]
+      logits = without + guidance * (with_condition - without)
     step_keys = jax.vmap(lambda key: jax.random.fold_in(key, slot))(keys)
     code = draw(logits, step_keys, temperature, static.top_k, static.top_p)
+    code = jnp.repeat(code, 2) if static.guided else code
     ids = jax.lax.dynamic_update_slice(ids, (first_ids[level] + code)[:, None], (0, slot + 1))
     return ids, cache
 

@@ -31,6 +31,7 @@ NUM_RESERVED = 4
 VOCAB_MULTIPLE = 128  # a lane of the TPU's matrix unit
 FORMAT_VERSION = 1
 STAGES = ('semantic', 'coarse', 'fine')
+CONDITION = 'mulan'  # the stream that a prompt sets; training may hide it, for guidance
 # The models whose weights decide what a token means.
 TOKENIZERS = ('soundstream', 'w2v_bert', 'semantic_quantizer', 'mulan', 'mulan_quantizer')
 LAYOUT_FILE = 'layout.json'
@@ -177,6 +178,22 @@ class StageLayout:
   def flatten_prefix(self, codes: Mapping[str, Any]) -> np.ndarray:
     """Returns ids int32[P] or [B, P]; `codes` maps each prefix stream's name to [T, Q] / [B, T, Q]."""
     return self._flatten(codes, self.prefix)
+
+  def positions(self, name: str) -> slice:
+    """Returns where the ids of the stream called `name` are in the sequence; an error without it."""
+    wanted, first = self.stream(name), 0
+    for stream in self.streams:
+      length = stream.num_levels * stream.num_frames(self.seconds)
+      if stream == wanted:
+        return slice(first, first + length)
+      first += length
+    raise AssertionError('unreachable')
+
+  def hidden(self, prefix_ids: Any, name: str) -> Any:
+    """Returns ids [.., P] with MASK in place of those of the prefix stream called `name`."""
+    where, positions = np.zeros(self.prefix_length, bool), self.positions(name)
+    where[positions] = True
+    return prefix_ids * ~where + MASK_ID * where
 
   def flatten(self, codes: Mapping[str, Any]) -> np.ndarray:
     """Returns ids int32[L] or [B, L]: the prefix, then the target."""

@@ -10,7 +10,6 @@ import soundfile
 
 from musiclm_jax import (
     fit_quantizers,
-    generate,
     gin_utils,
     prepare_audio,
     text,
@@ -18,6 +17,7 @@ from musiclm_jax import (
     train,
 )
 from musiclm_jax.extraction import extract, shards
+from musiclm_jax.generation_jobs import one_prompt
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STEPS = 2
@@ -114,12 +114,11 @@ def test_chain(folder):
   for stage in token_layout.STAGES:
     _train(stage, folder, [f"TOKENS_DIR = '{folder / 'tokens'}'", *STREAMS, *DECODER])
 
-  names = generate.generate_files(
-      prompt='a low organ tone', output=str(folder / 'out.wav'), seconds=3, model=str(models))
+  request = one_prompt.Request('a low organ tone', seconds=3)
+  names = one_prompt.generate_files(request, str(folder / 'out.wav'), model=str(models))
   waveform, rate = soundfile.read(names[0])
   assert rate == 24_000 and waveform.shape == (3 * 24_000,)
   assert np.isfinite(waveform).all()
   first = pathlib.Path(names[0]).read_bytes()
-  generate.generate_files(
-      prompt='a low organ tone', output=str(folder / 'out.wav'), seconds=3, model=str(models))
+  one_prompt.generate_files(request, str(folder / 'out.wav'), model=str(models))
   assert pathlib.Path(names[0]).read_bytes() == first, 'the same seed gives the same file'

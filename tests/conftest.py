@@ -60,3 +60,11 @@ def export_codec():
 def small_codec(tmp_path_factory):
   """Returns a codec at 400 Hz, 50 frames a second, with 4 levels of 12 codes."""
   return _export(tmp_path_factory.mktemp('models') / 'small')
+
+
+@pytest.fixture(scope='session')
+def system(tmp_path_factory):
+  """Returns the directory of a whole MusicLM of small random models."""
+  import small_system
+
+  return small_system.export(tmp_path_factory.mktemp('system'))

@@ -4,89 +4,22 @@ import dataclasses
 import json
 import pathlib
 import shutil
-import types
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import soundfile
+from small_system import CODEC, LAYOUT
 
-from musiclm_jax import checkpoints, errors, generate, text, token_layout
-from musiclm_jax.models import mapper, mulan, quantizers, resnet, soundstream, transformer
-
-LAYOUT = token_layout.TokenLayout(
-    mulan=token_layout.TokenStream('mulan', 2, 8, 0),
-    semantic=token_layout.TokenStream('semantic', 1, 16, 25),
-    acoustic=token_layout.TokenStream('acoustic', 3, 16, 50),
-    coarse_levels=2,
-)
-SECONDS = {'semantic': 4, 'coarse': 2, 'fine': 1}
-CODEC = soundstream.SoundStreamConfig(
-    channels=2, dim=8, channel_multipliers=(1, 1, 2, 2), dilations=((1,),) * 4, num_quantizers=3,
-    codebook_size=16)
-DECODER = transformer.DecoderConfig(
-    num_layers=1, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16, scan_layers=False)
-
-
-def _export(directory, name, config, module, *inputs, **options):
-  rngs = {key: jax.random.key(1) for key in ('params', 'dropout')}
-  method = options.pop('method', None)
-  variables = dict(nn.unbox(module.init(rngs, *inputs, method=method)))
-  if 'codebooks' in variables:  # they start empty: training fills them
-    variables['codebooks'] = jax.tree.map(
-        lambda x: jax.random.normal(jax.random.key(2), x.shape) if x.ndim > 1 else x,
-        variables['codebooks'])
-  return checkpoints.export_model(directory / name, name, config, variables, **options)
-
-
-@pytest.fixture(scope='module')
-def system(tmp_path_factory) -> pathlib.Path:
-  directory = tmp_path_factory.mktemp('system')
-  vocab = directory / 'vocab.txt'
-  text.train_vocabulary(['slow calm piano music', 'loud fast rock with drums'], 200, str(vocab))
-  size = len(vocab.read_text().split('\n')) - 1
-  encoder = mulan.EncoderConfig(num_layers=1, emb_dim=16, num_heads=2, mlp_dim=16)
-  mulan_config = mulan.MulanConfig(
-      resnet=resnet.ResNetConfig(stage_sizes=(1, 1), stem_width=4, widths=(4, 8), norm_groups=2, norm='group'),
-      text=mulan.TextConfig(encoder=encoder, vocab_size=size, max_length=16), embedding_dim=8)
-  rvq = quantizers.ResidualVectorQuantizerConfig(dim=8, num_quantizers=2, codebook_size=8)
-  _export(directory, 'soundstream', CODEC, soundstream.SoundStream(CODEC), jnp.zeros((1, 960)))
-  fingerprints = {
-      'w2v_bert': 'of a tokenizer that generation does not need',
-      'semantic_quantizer': 'nor this',
-      'mulan_quantizer': checkpoints.export_model(
-          directory / 'mulan_quantizer', 'mulan_quantizer', rvq,
-          {'codebooks': quantizers.codebook_variables(
-              jax.random.normal(jax.random.key(0), (2, 8, 8)))}),
-  }
-  fingerprints['mulan'] = _export(
-      directory, 'mulan', mulan_config, mulan.Mulan(mulan_config), jnp.zeros((1, 240_000)),
-      jnp.ones((1, 8), jnp.int32), text_files={'vocab.txt': vocab.read_text()})
-  codec = checkpoints.load_model(directory / 'soundstream')
-  fingerprints['soundstream'] = checkpoints.token_fingerprint(codec, LAYOUT.acoustic.num_levels)
-  for name, seconds in SECONDS.items():
-    config = dataclasses.replace(DECODER, vocab_size=LAYOUT.stage(name, seconds).vocab_size)
-    _export(directory, name, config, transformer.Decoder(config), jnp.ones((1, 4), jnp.int32),
-            extra={'stage': name, 'seconds': seconds})
-    token_layout.write_layout(directory / name, LAYOUT, fingerprints)
-  return directory
+from musiclm_jax import checkpoints, errors, generate, token_layout
+from musiclm_jax.generation import stages
+from musiclm_jax.models import mapper
 
 
 @pytest.fixture(scope='module')
 def musiclm(system):
-  return generate.load(system)
-
-
-def test_window_starts_cover_everything():
-  assert generate.window_starts(10, 4, 2) == [0, 2, 4, 6]
-  assert generate.window_starts(10, 3, 3) == [0, 3, 6, 7]
-  assert generate.window_starts(3, 10, 5) == [0]
-  for total, window, step in ((30, 10, 5), (7, 3, 1), (10, 10, 5), (11, 10, 5)):
-    starts = generate.window_starts(total, window, step)
-    covered = {second for start in starts for second in range(start, start + window)}
-    assert covered == set(range(total)), (total, window, step)
+  return generate.MusicLM.from_pretrained(system)
 
 
 @pytest.mark.parametrize('seconds', [1.0, 4.5])
@@ -129,21 +62,21 @@ def test_the_text_mapper_is_an_option(system, musiclm, tmp_path):
   directory = _with_mapper(system, tmp_path / 'mapped')
   prompts = ['slow piano', 'loud fast rock with drums']
   np.testing.assert_array_equal(
-      generate.load(directory).mulan_codes(prompts), musiclm.mulan_codes(prompts))
-  mapped = generate.load(directory, text_mapper=True)
+      generate.MusicLM.from_pretrained(directory).mulan_codes(prompts), musiclm.mulan_codes(prompts))
+  mapped = generate.MusicLM.from_pretrained(directory, text_mapper=True)
   side = mapped.models['mulan_quantizer'].apply('encode', jnp.eye(8)[:1, None])
   np.testing.assert_array_equal(mapped.mulan_codes(prompts), np.tile(side, (2, 1, 1)))
 
 
 def test_a_text_mapper_that_is_absent_or_of_another_model_is_named(system, tmp_path):
   with pytest.raises(errors.UserError, match='mulan_mapper does not exist'):
-    generate.load(system, text_mapper=True)
+    generate.MusicLM.from_pretrained(system, text_mapper=True)
   other = _with_mapper(system, tmp_path / 'other', fitted_to='another')
   with pytest.raises(errors.UserError, match='mulan_mapper was fitted to a mulan with sha256 another'):
-    generate.load(other, text_mapper=True)
+    generate.MusicLM.from_pretrained(other, text_mapper=True)
   wide = _with_mapper(system, tmp_path / 'wide', dim=6)
   with pytest.raises(errors.UserError, match='mulan gives vectors of 8, mulan_mapper wants 6'):
-    generate.load(wide, text_mapper=True)
+    generate.MusicLM.from_pretrained(wide, text_mapper=True)
 
 
 @pytest.mark.parametrize('levels', [1, 3])
@@ -161,12 +94,12 @@ def test_levels_used_are_those_of_the_stages(musiclm, levels):
 
 def test_fine_windows_in_groups_are_the_same_music(musiclm, monkeypatch):
   whole = musiclm.generate(['slow piano'], seconds=5)
-  monkeypatch.setattr(generate, 'MAX_WINDOWS_AT_ONCE', 2)
+  monkeypatch.setattr(stages, 'MAX_WINDOWS_AT_ONCE', 2)
   np.testing.assert_allclose(musiclm.generate(['slow piano'], seconds=5), whole, atol=1e-4)
 
 
 def test_int8_weights_make_other_music_of_the_same_length(system, musiclm):
-  rounded = generate.load(system, weights_dtype='int8')
+  rounded = generate.MusicLM.from_pretrained(system, weights_dtype='int8')
   exact = musiclm.generate(['slow calm piano'], seconds=2)
   found = rounded.generate(['slow calm piano'], seconds=2)
   assert found.shape == exact.shape and np.any(found != exact)
@@ -178,7 +111,7 @@ class CountingSampler:
   def __init__(self, stage):
     self.stage, self.steps, self.prefilled, self.pairs = stage, 0, 0, 0
 
-  def sample(self, prefix_ids, rng, temperature, num_frames, given, on_progress):
+  def sample(self, prefix_ids, rng, *, num_frames, given, **unused):
     start = self.stage.prefix_length + (0 if given is None else given.shape[1])
     stop = self.stage.prefix_length + num_frames * self.stage.target.num_levels
     self.steps += len(rng) * (stop - start)
@@ -191,15 +124,13 @@ class CountingSampler:
 def test_four_minutes_are_at_most_four_point_four_times_the_work_of_one():
   """With the paper's layout and windows: 30 s, 10 s and 3 s."""
   seconds = {'semantic': 30.0, 'coarse': 10.0, 'fine': 3.0}
-  model = lambda name: types.SimpleNamespace(extra={'seconds': seconds[name]})
-  musiclm = generate.MusicLM({name: model(name) for name in seconds}, token_layout.TokenLayout(), None)
+  layout = token_layout.TokenLayout()
 
   def work(length):
-    samplers = {name: CountingSampler(musiclm.stage(name)) for name in seconds}
-    vars(musiclm)['samplers'] = samplers
-    codes = musiclm.generate_codes(np.zeros((1, 1, 12), int), length,
-                                   jax.random.split(jax.random.key(0), 1), generate.Temperatures())
-    assert codes['fine'].shape == (1, 50 * length, 8)
+    samplers = {name: CountingSampler(layout.stage(name, seconds[name])) for name in seconds}
+    run = stages.Run(samplers, stages.Conditions(np.zeros((1, 1, 12), int)), length,
+                     stages.example_keys(0, 1))
+    assert run.at_once().shape == (1, 50 * length, 12)
     total = lambda name: sum(getattr(each, name) for each in samplers.values())
     return total('steps'), total('steps') + total('prefilled'), total('pairs')
 
@@ -216,32 +147,6 @@ def test_what_a_prompt_says_in_vain_is_told(musiclm):
   assert unknown.startswith('2 of ') and unknown.endswith('are unknown to the model')
 
 
-def test_files(system, tmp_path):
-  names = generate.generate_files(
-      prompt='slow $piano\\frac{ \udc80', output=str(tmp_path / 'a.wav'), seconds=3, num_samples=2,
-      model=str(system), plot=True)
-  assert [pathlib.Path(name).name for name in names] == ['a-1.wav', 'a-2.wav']
-  waveform, rate = soundfile.read(names[1])
-  assert rate == 24_000 and waveform.shape == (72_000,)
-  assert (tmp_path / 'a-1.png').stat().st_size > 1000
-
-
-@pytest.mark.parametrize('change, message', [
-    ({'prompt': '  '}, 'prompt is empty'),
-    ({'prompt': 'x' * 5000}, '5000 characters'),
-    ({'seconds': 0}, 'seconds is 0'),
-    ({'seconds': float('nan')}, 'seconds is nan'),
-    ({'num_samples': 0}, 'num_samples is 0'),
-    ({'output': 'a.mp3'}, 'wanted a name that ends with .wav'),
-    ({'output': '/proc/nowhere/a.wav'}, 'cannot be written'),
-    ({'model': '/does/not/exist'}, 'does not exist'),
-])
-def test_bad_requests_are_one_clear_error(system, tmp_path, change, message):
-  arguments = {'prompt': 'piano', 'output': str(tmp_path / 'a.wav'), 'model': str(system), 'seconds': 1}
-  with pytest.raises((errors.UserError, OSError), match=message):
-    generate.generate_files(**(arguments | change))
-
-
 def test_models_of_another_layout_are_refused(system, tmp_path):
   broken = tmp_path / 'broken'
   shutil.copytree(system, broken)
@@ -249,7 +154,7 @@ def test_models_of_another_layout_are_refused(system, tmp_path):
   layout['layout']['semantic']['codebook_size'] = 32
   (broken / 'coarse' / 'layout.json').write_text(json.dumps(layout))
   with pytest.raises(errors.UserError, match='codebook_size is 16 in .*, 32 in .*coarse'):
-    generate.load(broken)
+    generate.MusicLM.from_pretrained(broken)
 
 
 def test_another_codec_is_refused(system, tmp_path):
@@ -264,10 +169,10 @@ def test_another_codec_is_refused(system, tmp_path):
 
   # Another decoder for the same codes may be heard; of another encoder the stages know nothing.
   checkpoints.export_model(broken / 'soundstream', 'soundstream', CODEC, changed('decoder'))
-  generate.load(broken)
+  generate.MusicLM.from_pretrained(broken)
   checkpoints.export_model(broken / 'soundstream', 'soundstream', CODEC, changed('encoder'))
   with pytest.raises(errors.UserError, match='tokenizers.soundstream'):
-    generate.load(broken)
+    generate.MusicLM.from_pretrained(broken)
 
 
 def test_a_vocabulary_that_the_text_tower_has_no_room_for_is_refused(system, tmp_path):
@@ -276,7 +181,7 @@ def test_a_vocabulary_that_the_text_tower_has_no_room_for_is_refused(system, tmp
   with open(broken / 'mulan' / 'vocab.txt', 'a', encoding='utf-8') as vocabulary:
     vocabulary.write('onemore\n')
   with pytest.raises(errors.UserError, match='wordpieces, the text tower has room for vocab_size'):
-    generate.load(broken)
+    generate.MusicLM.from_pretrained(broken)
 
 
 @pytest.mark.parametrize('change, wanted', [
@@ -291,7 +196,7 @@ def test_a_stage_of_a_strange_length_is_refused(system, tmp_path, change, wanted
   change(config)
   (broken / 'coarse' / 'config.json').write_text(json.dumps(config))
   with pytest.raises(errors.UserError, match=wanted):
-    generate.load(broken)
+    generate.MusicLM.from_pretrained(broken)
 
 
 def test_layouts_larger_than_the_tables_are_refused(system, tmp_path):
@@ -303,4 +208,87 @@ def test_layouts_larger_than_the_tables_are_refused(system, tmp_path):
     saved['layout']['acoustic']['codebook_size'] = 512
     (broken / name / 'layout.json').write_text(json.dumps(saved))
   with pytest.raises(errors.UserError, match='coarse has 128 ids, its layout.json wants'):
-    generate.load(broken)
+    generate.MusicLM.from_pretrained(broken)
+
+
+def test_seeds_of_the_examples_make_their_place_play_no_part(musiclm):
+  one, two = musiclm.generate(['slow piano', 'slow piano'], seconds=2, seed=[5, 7])
+  np.testing.assert_allclose(
+      musiclm.generate(['slow piano'] * 2, seconds=2, seed=[7, 5]), [two, one], atol=1e-4)
+  with pytest.raises(errors.UserError, match='1 seeds for 2 prompts'):
+    musiclm.generate(['slow piano'] * 2, seconds=2, seed=[5])
+
+
+def test_a_stream_is_the_same_music_in_parts(musiclm):
+  prompts, arguments = ['slow piano', 'loud fast rock'], {'seconds': 6.5, 'seed': 2}
+  parts = list(musiclm.stream(prompts, **arguments))
+  assert len(parts) > 3 and parts[0].shape[1] <= 2 * 24_000
+  np.testing.assert_allclose(
+      np.concatenate(parts, axis=1), musiclm.generate(prompts, **arguments), atol=1e-4)
+
+
+def test_a_story_changes_when_it_says_so(musiclm):
+  same = generate.Story(((0, 'slow piano'), (4, 'slow piano')))
+  other = generate.Story(((0, 'slow piano'), (4, 'slow')))  # which has other music tokens
+  same, other = musiclm.generate([same, other], seconds=8, seed=[1, 1])
+  np.testing.assert_allclose(same[:4 * 24_000], other[:4 * 24_000], atol=1e-4)
+  assert np.abs(same[5 * 24_000:] - other[5 * 24_000:]).max() > 1e-3
+
+
+def test_style_takes_the_place_of_the_prompt_or_is_blended_in(musiclm):
+  music = 0.3 * np.random.default_rng(0).standard_normal(48_000).astype(np.float32)
+  vector = generate.music_tokens.embed_music(musiclm.models['mulan'], music)
+  alone = musiclm.mulan_codes([''], vector, 0.2)
+  np.testing.assert_array_equal(alone, musiclm.mulan_codes(['slow piano'], vector, 1.0))
+  np.testing.assert_array_equal(
+      musiclm.mulan_codes(['slow piano'], vector, 0.0), musiclm.mulan_codes(['slow piano']))
+  assert musiclm.generate([''], seconds=1, style=music).shape == (1, 24_000)
+  with pytest.raises(errors.UserError, match='the prompt is empty'):
+    musiclm.generate([''], seconds=1)
+  with pytest.raises(errors.UserError, match='style_weight is 1.5, wanted 0 to 1'):
+    musiclm.generate(['slow'], seconds=1, style=music, style_weight=1.5)
+
+
+def test_a_continuation_keeps_what_is_given(musiclm):
+  music = 0.3 * np.random.default_rng(0).standard_normal(24_000 * 7 // 2).astype(np.float32)
+  made = musiclm.generate(['slow piano'], seconds=2.5, continue_from=music)
+  assert made.shape == (1, round(5.5 * 24_000))  # 3 whole seconds of 3.5 are kept
+  codes = musiclm.models['soundstream'].apply('encode', music[None, 12_000:])
+  again = musiclm.decode(np.asarray(codes))
+  np.testing.assert_allclose(made[:, :3 * 24_000], again, atol=1e-4)
+  streamed = list(musiclm.stream(['slow piano'], seconds=2.5, continue_from=music))
+  np.testing.assert_allclose(np.concatenate(streamed, axis=1), made, atol=1e-4)
+  with pytest.raises(errors.UserError, match='lasts 0.50 s, wanted at least 1'):
+    musiclm.generate(['slow piano'], continue_from=music[:12_000])
+
+
+def test_a_stage_that_never_missed_its_prompt_is_not_guided(musiclm):
+  how = generate.Sampling(coarse=generate.StageSampling(guidance=2.0))
+  with pytest.raises(errors.UserError, match='guidance is 2, but the coarse stage was trained without'):
+    musiclm.generate(['slow piano'], seconds=1, how=how)
+  how = generate.Sampling(fine=generate.StageSampling(guidance=2.0))
+  with pytest.raises(errors.UserError, match='the fine stage: it does not hear the prompt'):
+    musiclm.generate(['slow piano'], seconds=1, how=how)
+
+
+def test_guidance_where_it_was_trained_for(musiclm):
+  trained = {name: dataclasses.replace(model, extra=model.extra | {'condition_dropout': 0.1})
+             for name, model in musiclm.models.items()}
+  trained = dataclasses.replace(musiclm, models=trained)
+  how = generate.Sampling(generate.StageSampling(guidance=4.0), generate.StageSampling(0.95))
+  plain = musiclm.generate(['slow piano'], seconds=2)
+  guided = trained.generate(['slow piano'], seconds=2, how=how)
+  assert guided.shape == plain.shape and np.abs(guided - plain).max() > 1e-3
+
+
+def test_similarity_is_the_cosine_of_prompt_and_music(musiclm):
+  music = 0.3 * np.random.default_rng(0).standard_normal((2, 48_000)).astype(np.float32)
+  scores = musiclm.similarity(['slow piano', 'loud'], music)
+  embed = lambda one: generate.music_tokens.embed_music(musiclm.models['mulan'], one)
+  wanted = [float(musiclm.embed_text([prompt])[0] @ embed(one))
+            for prompt, one in zip(['slow piano', 'loud'], music, strict=True)]
+  np.testing.assert_allclose(scores, wanted, atol=1e-6)
+  story = generate.Story(((0, 'slow piano'), (1, 'loud')))
+  parts = [float(musiclm.embed_text([text])[0] @ embed(part)) for text, part in
+           (('slow piano', music[0, :24_000]), ('loud', music[0, 24_000:]))]
+  np.testing.assert_allclose(musiclm.similarity([story], music[:1]), np.mean(parts), atol=1e-6)

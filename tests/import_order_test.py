@@ -18,12 +18,14 @@ LAYERS = {
     'musiclm_jax.checkpoints': 3, 'musiclm_jax.training_checkpoints': 3,
     'musiclm_jax.metric_writers': 3,
     'musiclm_jax.compile_reports': 3, 'musiclm_jax.run_files': 3, 'musiclm_jax.codec': 3, 'musiclm_jax.train_step': 3,
-    'musiclm_jax.train': 4, 'musiclm_jax.fit_quantizers': 4, 'musiclm_jax.extract_tokens': 4,
+    'musiclm_jax.audio_tokenizer': 3, 'musiclm_jax.generation': 3,
+    'musiclm_jax.train': 4, 'musiclm_jax.fit_quantizers': 4,
     'musiclm_jax.fit_mapper': 4,
     'musiclm_jax.prepare_audio': 4, 'musiclm_jax.generate': 4, 'musiclm_jax.corpus': 4,
     'musiclm_jax.gin_utils': 4, 'musiclm_jax.pretrained': 4, 'musiclm_jax.launch_tpu': 4,
     'tasks': 5, 'musiclm_jax.evaluation': 5, 'musiclm_jax.benchmarks': 5,
-    'musiclm_jax.compile_check': 5, 'musiclm_jax.extraction': 5,
+    'musiclm_jax.compile_check': 5, 'musiclm_jax.extraction': 5, 'musiclm_jax.generation_jobs': 5,
+    'musiclm_jax.corpus_validation': 5, 'musiclm_jax.listening_test': 5,
 }
 FRIENDLY = (0, 2, 3)  # layers whose modules may import each other; elsewhere only one's own folder
 FORBIDDEN = {  # layer -> third-party modules that must not be imported at its top level

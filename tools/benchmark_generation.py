@@ -46,7 +46,7 @@ def main() -> None:
   from musiclm_jax import generate
 
   generate.check_request([args.prompt], args.seconds)
-  musiclm = generate.load(args.model)
+  musiclm = generate.MusicLM.from_pretrained(args.model)
   cold = [cold_seconds(args) for _ in range(args.repeats)]
   print(f'cold: {statistics.median(cold):.1f} s from command to wav '
         f'({min(cold):.1f} to {max(cold):.1f}, {args.repeats} runs)')

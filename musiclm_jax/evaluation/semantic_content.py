@@ -15,13 +15,13 @@ import jax
 import numpy as np
 
 from musiclm_jax import (
-    audio,
-    checkpoints,
-    errors,
-    extract_tokens,
-    feature_stream,
-    music_tokens,
-    token_layout,
+  audio,
+  audio_tokenizer,
+  checkpoints,
+  errors,
+  feature_stream,
+  music_tokens,
+  token_layout,
 )
 from musiclm_jax.evaluation import corpus_clips, probes
 from musiclm_jax.models import quantizers
@@ -53,7 +53,7 @@ class ModelTokens:
     self._model = checkpoints.load_model(directory / 'w2v_bert', 'w2v_bert')
     self._quantizer = checkpoints.load_model(directory / 'semantic_quantizer', 'semantic_quantizer')
     music_tokens.check_fitted_to(self._quantizer, self._model)
-    self._layer = extract_tokens.semantic_layer(self._model, self._quantizer)
+    self._layer = audio_tokenizer.semantic_layer(self._model, self._quantizer)
     config = self._model.config
     if config.input_sample_rate != audio.SAMPLE_RATE or config.frame_rate % 1:
       raise errors.UserError(
@@ -65,7 +65,7 @@ class ModelTokens:
     """Returns (int32[T], float16[T, D]): tokens, and the vectors they were made from."""
     del name
     window, rate = WINDOW_SECONDS, self.frame_rate
-    starts, owner = extract_tokens.semantic_windows(len(waveform) // audio.SAMPLE_RATE, window)
+    starts, owner = audio_tokenizer.semantic_windows(len(waveform) // audio.SAMPLE_RATE, window)
     samples = window * audio.SAMPLE_RATE
     rows = np.zeros((max(4, len(starts)), samples), np.float32)  # 4 in 30 s: one shape to compile
     for row, start in zip(rows, starts, strict=False):

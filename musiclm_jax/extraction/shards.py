@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from musiclm_jax import audio, errors, extract_tokens, prepare_audio, token_layout
+from musiclm_jax import audio, audio_tokenizer, errors, prepare_audio, token_layout
 from musiclm_jax.extraction import inputs, published
 
 FORMAT_VERSION = 1
@@ -80,14 +80,14 @@ class Job:
     return epath.Path(self.output).joinpath(*names)
 
 
-def tokenizer(job: Job, on_host: bool = False) -> extract_tokens.Tokenizer:
-  return extract_tokens.Tokenizer.load(
+def tokenizer(job: Job, on_host: bool = False) -> audio_tokenizer.Tokenizer:
+  return audio_tokenizer.Tokenizer.load(
       job.models, on_host, clip_seconds=job.clip_seconds, batch_size=job.batch_size,
       semantic_window_seconds=job.semantic_window_seconds, acoustic_levels=job.acoustic_levels)
 
 
 @functools.lru_cache(maxsize=1)
-def _kept_tokenizer(job: Job) -> extract_tokens.Tokenizer:
+def _kept_tokenizer(job: Job) -> audio_tokenizer.Tokenizer:
   return tokenizer(job)
 
 
@@ -208,7 +208,7 @@ def reports(job: Job, names: Sequence[str]) -> dict[str, dict[str, Any] | None]:
 def _records(job, name, models, report) -> Iterator[bytes]:
   """Yields the token records of a shard, in the order of its inputs, and counts them."""
   from musiclm_jax.data import records
-  for clip, tokens in extract_tokens.tokenized(_clips(job, name, report), models):
+  for clip, tokens in audio_tokenizer.tokenized(_clips(job, name, report), models):
     report['samples'] += len(clip['waveform'])
     if tokens:
       report['clips'] += 1
@@ -275,7 +275,7 @@ def finish(job: Job, names: Sequence[str]) -> dict[str, Any]:
     reason = f'; the first: {rejected[0]["reason"]}' if rejected else ''
     raise errors.UserError(f'none of {totals["files"]} files of {job.input} could be tokenized, '
                            f'see {job.path(REJECTED_FILE)}{reason}')
-  info = extract_tokens.info_of_records(
+  info = audio_tokenizer.info_of_records(
       token_layout.read_layout(job.output).layout, clips, job.semantic_window_seconds)
   with tempfile.TemporaryDirectory() as folder:
     records.write_info(folder, info)

@@ -27,6 +27,8 @@ class LanguageModelObjective:
   softmax: 'legal' compares a target with the codebook_size ids its level may hold, the only ones
   that sampling ever draws; 'full' compares it with the whole vocabulary.
   z_loss: weight of log(Z)^2, which keeps logits from drifting; training only.
+  condition_dropout: share of the examples whose music tokens are hidden in training, so that the
+    model may be sampled with classifier-free guidance; MusicLM has none.
   tokens_dir: the token records trained on (of several, the first); the tokenizers that their
     layout.json names travel with the exported model.
   """
@@ -37,6 +39,7 @@ class LanguageModelObjective:
   seconds: float
   softmax: str = 'legal'
   z_loss: float = 1e-4
+  condition_dropout: float = 0.0
   tokens_dir: str | tuple[str, ...] | None = None
 
   loss_is_mean_over_examples = True  # crops have one length, so microbatches weigh the same
@@ -44,6 +47,11 @@ class LanguageModelObjective:
   def __post_init__(self):
     if self.softmax not in ('legal', 'full'):
       raise errors.UserError(f"softmax is {self.softmax!r}, wanted 'legal' or 'full'")
+    if not 0 <= self.condition_dropout < 1:
+      raise errors.UserError(
+          f'condition_dropout is {self.condition_dropout}, wanted 0 or more and below 1')
+    if self.condition_dropout:
+      self.stage_layout.positions(token_layout.CONDITION)  # an error for a stage without it
     vocab_size = self.stage_layout.vocab_size
     if self.config.vocab_size not in (0, vocab_size):
       raise errors.UserError(
@@ -62,7 +70,7 @@ class LanguageModelObjective:
   @property
   def export_extra(self) -> dict[str, Any]:
     """Returns what generation must know beside the config."""
-    return {'seconds': self.seconds}
+    return {'seconds': self.seconds, 'condition_dropout': self.condition_dropout}
 
   @property
   def export_text_files(self) -> dict[str, str]:
@@ -92,6 +100,8 @@ class LanguageModelObjective:
   def loss_fn(self, params, model_state, batch, rng, step):
     """Returns (mean cross entropy f32[] + z loss, (model_state, metrics))."""
     rngs = {'dropout': jax.random.fold_in(rng, step)}
+    if self.condition_dropout:
+      batch = self._without_some_conditions(batch, rngs['dropout'])
     logits, targets, weights = self._predict(params, batch, rngs)
     entropy, total = losses.cross_entropy(logits, targets, weights)
     loss, _ = losses.cross_entropy(logits, targets, weights, self.z_loss)
@@ -110,6 +120,16 @@ class LanguageModelObjective:
       of_level = _metrics(*(x[:, level::num_levels] for x in (logits, targets, weights)))
       metrics |= {f'{name}_level_{level}': value for name, value in of_level.items()}
     return metrics
+
+  def _without_some_conditions(self, batch, rng):
+    """Returns the batch with the music tokens of some examples hidden from the model's input."""
+    tokens, positions = batch['decoder_input_tokens'], self.stage_layout.positions(
+        token_layout.CONDITION)
+    dropped = jax.random.bernoulli(
+        jax.random.fold_in(rng, 1), self.condition_dropout, (tokens.shape[0], 1))
+    slots = slice(positions.start + 1, positions.stop + 1)  # slot i reads id i - 1
+    hidden = jnp.where(dropped, token_layout.MASK_ID, tokens[:, slots])
+    return batch | {'decoder_input_tokens': tokens.at[:, slots].set(hidden)}
 
   def _predict(self, params, batch, rngs):
     """Returns (logits [B, T, V], targets [B, T], weights [B, T]); T = N, or L under 'full'."""

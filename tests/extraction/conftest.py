@@ -1,19 +1,15 @@
 """What the tests of extraction share: tiny models, a folder of sound, and its undisturbed run."""
 
-import importlib.util
 import pathlib
 import sys
 
 import numpy as np
 import pytest
 import soundfile
+import tiny_tokenizers
 
 from musiclm_jax.extraction import extract, shards
 
-_spec = importlib.util.spec_from_file_location(
-    'tiny_tokenizers', pathlib.Path(__file__).parents[1] / 'tiny_tokenizers.py')
-tiny_tokenizers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tiny_tokenizers)
 TOOL = pathlib.Path(__file__).parents[2] / 'tools' / 'extract_tokens.py'
 SETTINGS = {'clip_seconds': 2, 'semantic_window_seconds': 2, 'batch_size': 1, 'num_shards': 3,
             'test_fraction': 0.2}

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from musiclm_jax import checkpoints, errors, extract_tokens, prepare_audio, token_layout
+from musiclm_jax import audio_tokenizer, checkpoints, errors, prepare_audio, token_layout
 from musiclm_jax.data import records
 from musiclm_jax.extraction import extract, published, shards
 
@@ -64,8 +64,8 @@ def test_what_is_complete_is_kept_and_what_is_damaged_is_made_again(
   for name, content in whole.items():
     (output / name).parent.mkdir(parents=True, exist_ok=True)
     (output / name).write_bytes(content)
-  tokenize, calls = extract_tokens.Tokenizer.tokenize, []
-  monkeypatch.setattr(extract_tokens.Tokenizer, 'tokenize',
+  tokenize, calls = audio_tokenizer.Tokenizer.tokenize, []
+  monkeypatch.setattr(audio_tokenizer.Tokenizer, 'tokenize',
                       lambda self, clips: calls.append(len(clips)) or tokenize(self, clips))
   manifest = extract.extract(make_job(folder, output), progress=False)
   assert not calls and manifest == json.loads(whole['manifest.json'])

@@ -23,7 +23,7 @@ MODELS = (*token_layout.TOKENIZERS, *token_layout.STAGES)
 
 @pytest.fixture(scope='module')
 def musiclm():
-  return generate.load()
+  return generate.MusicLM.from_pretrained()
 
 
 @pytest.fixture(scope='module')
@@ -84,7 +84,7 @@ def test_mulan_finds_the_unheard_clip_of_a_caption(held_out):
   """Among 20, chance has the right one first in 5% and among the first five in 25%."""
   waveforms, captions = held_out
   model = checkpoints.load_model(TINY / 'mulan')
-  tokenizer = generate.load().tokenizer
+  tokenizer = generate.MusicLM.from_pretrained().tokenizer
   ids = tokenizer.encode(captions, model.config.text.max_length)
   similarity = model.apply('embed_text', ids) @ model.apply('embed_audio', waveforms).T
   rivals = jnp.ones(similarity.shape, bool)

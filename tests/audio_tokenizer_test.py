@@ -1,19 +1,14 @@
 """Waveform records to token records, through small randomly initialised models of every kind."""
 
 import dataclasses
-import importlib.util
-import pathlib
 
 import numpy as np
 import pytest
+import tiny_tokenizers
 
-from musiclm_jax import audio, checkpoints, errors, extract_tokens
+from musiclm_jax import audio, audio_tokenizer, checkpoints, errors
 from musiclm_jax.models import quantizers
 
-_spec = importlib.util.spec_from_file_location(
-    'tiny_tokenizers', pathlib.Path(__file__).with_name('tiny_tokenizers.py'))
-tiny_tokenizers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tiny_tokenizers)
 DIM = tiny_tokenizers.DIM
 
 
@@ -26,7 +21,7 @@ def models_dir(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def tokenizer(models_dir):
-  return extract_tokens.Tokenizer.load(models_dir, clip_seconds=13, batch_size=1)
+  return audio_tokenizer.Tokenizer.load(models_dir, clip_seconds=13, batch_size=1)
 
 
 def _noise(seconds, seed=0):
@@ -40,7 +35,7 @@ def _apply(tokenizer, name, method, *inputs):
 
 
 def test_fewer_levels_of_the_codec_are_a_prefix(models_dir, tokenizer):
-  fewer = extract_tokens.Tokenizer.load(
+  fewer = audio_tokenizer.Tokenizer.load(
       models_dir, clip_seconds=1, batch_size=1, acoustic_levels=4)
   clip = _noise(1.0)
   whole = _apply(tokenizer, 'soundstream', 'encode', clip[None])[0]
@@ -49,7 +44,7 @@ def test_fewer_levels_of_the_codec_are_a_prefix(models_dir, tokenizer):
   codecs = [t.layout(2).tokenizers['soundstream'] for t in (fewer, tokenizer)]
   assert codecs[0] != codecs[1]  # a codec of those levels only would be the first
   with pytest.raises(errors.UserError, match='acoustic_levels is 7, .*soundstream has 6'):
-    extract_tokens.Tokenizer.load(models_dir, acoustic_levels=7)
+    audio_tokenizer.Tokenizer.load(models_dir, acoustic_levels=7)
 
 
 def test_streams_end_together_and_hold_the_models_codes(tokenizer):
@@ -92,7 +87,7 @@ def test_lengths_that_cannot_be_are_errors(tokenizer):
 
 @pytest.mark.parametrize('seconds', [1, 6, 10, 11, 18, 30, 31])
 def test_semantic_windows_cover_every_second_with_context(seconds):
-  starts, owner = extract_tokens.semantic_windows(seconds, 10)
+  starts, owner = audio_tokenizer.semantic_windows(seconds, 10)
   assert len(owner) == seconds and sorted(set(owner)) == list(range(len(starts)))
   for second, index in enumerate(owner):
     inside = second - starts[index]
@@ -105,32 +100,32 @@ def test_semantic_windows_cover_every_second_with_context(seconds):
 
 def test_what_does_not_fit_is_named(models_dir, tmp_path):
   with pytest.raises(errors.UserError, match='soundstream'):
-    extract_tokens.Tokenizer.load(tmp_path)
-  models = dict(extract_tokens.Tokenizer.load(models_dir).models)
+    audio_tokenizer.Tokenizer.load(tmp_path)
+  models = dict(audio_tokenizer.Tokenizer.load(models_dir).models)
   wide = quantizers.KMeansConfig(dim=DIM + 1, num_centroids=4)
   checkpoints.export_model(tmp_path / 'q', 'semantic_quantizer', wide,
                            tiny_tokenizers.random_variables('semantic_quantizer', wide))
   models['semantic_quantizer'] = checkpoints.load_model(tmp_path / 'q')
   with pytest.raises(errors.UserError, match='w2v_bert gives vectors of 16, semantic_quantizer'):
-    extract_tokens.Tokenizer(models)
+    audio_tokenizer.Tokenizer(models)
 
 
 def test_a_quantizer_fitted_to_other_weights_is_refused(models_dir):
-  models = dict(extract_tokens.Tokenizer.load(models_dir).models)
+  models = dict(audio_tokenizer.Tokenizer.load(models_dir).models)
   quantizer = models['mulan_quantizer']
   for fitted_to in (models['mulan'].fingerprint, 'other weights'):
     models['mulan_quantizer'] = dataclasses.replace(quantizer, extra={'fitted_to': fitted_to})
     if fitted_to == 'other weights':
       with pytest.raises(errors.UserError, match='mulan_quantizer was fitted to a mulan with sha256'):
-        extract_tokens.Tokenizer(models)
+        audio_tokenizer.Tokenizer(models)
     else:
-      extract_tokens.Tokenizer(models)
+      audio_tokenizer.Tokenizer(models)
 
 
 def test_tokens_come_from_the_layer_that_the_quantizer_was_fitted_to(models_dir, tokenizer):
   models, clip = dict(tokenizer.models), _noise(1.0)
   fitted = dataclasses.replace(models['semantic_quantizer'], extra={'layer': 0})
-  other = extract_tokens.Tokenizer(
+  other = audio_tokenizer.Tokenizer(
       models | {'semantic_quantizer': fitted}, clip_seconds=1, semantic_window_seconds=1, batch_size=1)
   features = models['w2v_bert'].apply('features', clip[None], layer=0)
   codes = _apply(tokenizer, 'semantic_quantizer', 'encode', features)[0]
@@ -138,4 +133,4 @@ def test_tokens_come_from_the_layer_that_the_quantizer_was_fitted_to(models_dir,
   for layer in (2, -1, '0', True):
     fitted = dataclasses.replace(fitted, extra={'layer': layer})
     with pytest.raises(errors.UserError, match='semantic_quantizer was fitted to layer .* has 0 to 1'):
-      extract_tokens.Tokenizer(models | {'semantic_quantizer': fitted})
+      audio_tokenizer.Tokenizer(models | {'semantic_quantizer': fitted})

@@ -1,4 +1,4 @@
-"""L4. Clips -> the arrays of token records, by the exported tokenizers.
+"""L3. Clips -> the arrays of token records, by the exported tokenizers.
 
 One clip of 12.7 s becomes, after cutting it to 12 whole seconds:
 
@@ -76,17 +76,27 @@ class Tokenizer:
 
     Samples after the last whole second are left out, so all streams of a clip end together.
     """
+    waveforms = self._whole_seconds(waveforms)
+    streams = self.framed_tokens(waveforms)
+    return [tokens | mulan
+            for tokens, mulan in zip(streams, self._mulan_windows(waveforms), strict=True)]
+
+  def framed_tokens(self, waveforms: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Returns 'acoustic_tokens' and 'semantic_tokens' alone, as `tokenize` does."""
+    waveforms = self._whole_seconds(waveforms)
+    lengths = [len(waveform) // audio.SAMPLE_RATE for waveform in waveforms]
+    acoustic = self._acoustic_tokens(waveforms, lengths)
+    semantic = self._semantic_tokens(waveforms, lengths)
+    return [{'acoustic_tokens': a, 'semantic_tokens': s}
+            for a, s in zip(acoustic, semantic, strict=True)]
+
+  def _whole_seconds(self, waveforms) -> list[np.ndarray]:
     lengths = [len(waveform) // audio.SAMPLE_RATE for waveform in waveforms]
     if min(lengths) < 1 or max(lengths) > self.clip_seconds:
       raise errors.UserError(f'clips last {min(lengths)} to {max(lengths)} whole seconds, wanted 1 '
                              f'to {self.clip_seconds}')
-    waveforms = [_fitted(waveform, seconds)
-                 for waveform, seconds in zip(waveforms, lengths, strict=True)]
-    acoustic = self._acoustic_tokens(waveforms, lengths)
-    semantic = self._semantic_tokens(waveforms, lengths)
-    mulan = self._mulan_windows(waveforms)
-    return [{'acoustic_tokens': a, 'semantic_tokens': s, **m}
-            for a, s, m in zip(acoustic, semantic, mulan, strict=True)]
+    return [_fitted(waveform, seconds)
+            for waveform, seconds in zip(waveforms, lengths, strict=True)]
 
   def _acoustic_tokens(self, waveforms, lengths) -> list[np.ndarray]:
     padded = (_fitted(waveform, self.clip_seconds) for waveform in waveforms)
