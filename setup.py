@@ -29,9 +29,14 @@ CORE = [
     'tokenizers>=0.23',
     'tqdm>=4.70',
 ]
+LISTENING_TEST = ['itsdangerous>=2.2', 'jinja2>=3.1', 'starlette>=1.10', 'uvicorn>=0.54']
 EXTRAS = {
     'corpus': ['mido>=1.3.3', 'pyfluidsynth>=1.4'],
-    'test': ['pytest>=9.2', 'pytest-timeout>=2.4', 'pytest-xdist>=3.8', 'ruff>=0.17', 'scipy>=1.17'],
+    'listening_test': LISTENING_TEST,
+    'test': [
+        'google-cloud-storage>=3.17', 'gcsfs>=2026.10', 'httpx>=0.28', 'pytest>=9.2',
+        'pytest-timeout>=2.4', 'pytest-xdist>=3.8', 'ruff>=0.17', 'scipy>=1.17', 'selenium>=4.51',
+        *LISTENING_TEST],
     'tpu': ['jax[tpu]>=0.10.2'],
     'tpu_compile': ['libtpu>=0.0.52'],  # the compiler alone, for machines without a TPU
     'gcs': ['google-cloud-storage>=3.17', 'gcsfs>=2026.10'],
@@ -52,7 +57,8 @@ setuptools.setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=setuptools.find_packages(include=['musiclm_jax', 'musiclm_jax.*', 'tasks', 'tasks.*']),
-    package_data={'musiclm_jax': ['pretrained/**/*']},
+    package_data={'musiclm_jax': [
+        'pretrained/**/*', 'listening_test/templates/*', 'listening_test/static/*']},
     install_requires=CORE,
     extras_require=EXTRAS,
 )
