@@ -61,6 +61,24 @@ def test_greedy_equals_teacher_forcing_over_growing_caches(params):
     np.testing.assert_array_equal(ids[:, i], likeliest)
 
 
+def test_guidance_moves_logits_away_from_those_without_the_condition(params):
+  """Greedy guided ids equal the likeliest of u + s (c - u), teacher forced."""
+  scale = 3.0
+  ids = sample(params, temperature=0.0, guidance=scale)
+  assert ids.shape == (3, 16) and np.any(ids != sample(params, temperature=0.0))
+  hidden = STAGE.hidden(PREFIX, 'mulan')
+  c, u = (np.asarray(transformer.Decoder(CONFIG).apply(
+      {'params': params}, jnp.asarray(np.concatenate(
+          [np.full((3, 1), token_layout.BOS_ID), prefix, ids], axis=1)[:, :-1]),
+      positions=jnp.asarray(STAGE.times))[0])[:, STAGE.prefix_length:] for prefix in (PREFIX, hidden))
+  logits = u + scale * (c - u)
+  for i, first in enumerate(STAGE.first_ids):
+    likeliest = first + logits[:, i, first:first + STAGE.codebook_size].argmax(-1)
+    np.testing.assert_array_equal(ids[:, i], likeliest)
+  drawn = sample(params, guidance=scale)
+  np.testing.assert_array_equal(sample(params, guidance=scale, given=drawn[:, :6]), drawn)
+
+
 def test_slots_hold_the_tokens_in_few_sizes():
   for count in range(1, 3000):
     assert count <= sampling.prefill_slots(count) <= max(16, count + 15, 9 * count / 8)

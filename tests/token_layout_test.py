@@ -58,6 +58,16 @@ def test_unflatten_inverts_flatten_and_ids_are_legal(name, fine_uses_mulan):
   np.testing.assert_array_equal(by_hand.reshape(2, -1), ids[:, stage.prefix_length:])
 
 
+def test_positions_are_where_ids_are_and_hidden_ones_are_masked():
+  ids = np.arange(100, 100 + COARSE.prefix_length)[None]
+  where = [COARSE.positions(stream.name) for stream in COARSE.streams]
+  assert [each.start for each in where] == [0, *(each.stop for each in where[:-1])]
+  assert where[-1].stop == COARSE.sequence_length
+  hidden = COARSE.hidden(ids, 'mulan')
+  assert (hidden[:, where[0]] == token_layout.MASK_ID).all()
+  np.testing.assert_array_equal(hidden[:, where[1]], ids[:, where[1]])
+
+
 def test_every_id_belongs_to_one_level():
   stage = LAYOUT.stage('coarse', 0.4)
   owned = [i for s in stage.streams for first in stage.level_offsets(s)

@@ -88,6 +88,40 @@ def test_only_weighted_targets_count(softmax):
   np.testing.assert_allclose(loss(padded), entropy[np.asarray(weights) > 0].mean(), rtol=1e-5)
 
 
+def test_condition_dropout_hides_the_music_tokens_of_that_share_of_examples():
+  objective = dataclasses.replace(OBJECTIVE, condition_dropout=0.25)
+  assert objective.export_extra['condition_dropout'] == 0.25
+  batch = make_batch(objective, batch_size=512)
+  tokens = np.asarray(batch['decoder_input_tokens'])
+  found = objective._without_some_conditions(batch, jax.random.key(0))
+  hidden = np.asarray(found['decoder_input_tokens'])
+  music, rest = slice(1, 3), np.r_[0, 3:tokens.shape[1]]  # slot 0 is BOS
+  np.testing.assert_array_equal(hidden[:, rest], tokens[:, rest])
+  dropped = (hidden[:, music] == token_layout.MASK_ID).all(axis=1)
+  np.testing.assert_array_equal(hidden[~dropped], tokens[~dropped])
+  assert 0.18 < dropped.mean() < 0.32
+  assert found['decoder_target_tokens'] is batch['decoder_target_tokens']
+
+
+def test_a_model_trained_with_all_conditions_hidden_ignores_them():
+  """The loss of the objective uses the dropout: at a share near 1, conditions do not matter."""
+  objective = dataclasses.replace(OBJECTIVE, condition_dropout=1 - 1e-9)
+  one, other = make_batch(objective), make_batch(objective)
+  tokens = one['decoder_input_tokens']
+  other['decoder_input_tokens'] = tokens.at[:, 1:3].set(tokens[::-1, 1:3])
+  params = nn.unbox(objective.init(jax.random.key(0), one)[0])
+  loss = lambda o, batch: float(o.loss_fn(params, {}, batch, jax.random.key(0), 0)[0])
+  assert loss(objective, one) == loss(objective, other)
+  assert loss(OBJECTIVE, one) != loss(OBJECTIVE, other)
+
+
+def test_condition_dropout_errors():
+  with pytest.raises(errors.UserError, match='condition_dropout is 1.0, wanted 0 or more'):
+    dataclasses.replace(OBJECTIVE, condition_dropout=1.0)
+  with pytest.raises(errors.UserError, match="stage fine has no stream 'mulan'"):
+    dataclasses.replace(OBJECTIVE, stage='fine', condition_dropout=0.1)
+
+
 def test_errors():
   with pytest.raises(errors.UserError, match="softmax is 'soft'"):
     dataclasses.replace(OBJECTIVE, softmax='soft')

@@ -1,0 +1,85 @@
+"""Long pieces, stories and continuations of a model: are they what they claim to be?"""
+
+from musiclm_jax import cli
+
+_EXAMPLES = """
+tools/evaluate_generation.py --output=modes
+tools/evaluate_generation.py --model=models --seconds=240 --num_samples=8 --output=modes
+"""
+_STORY = '0:00 calm solo piano; 0:20 fast drums; 0:40 slow organ'
+
+
+def _parse():
+  parser = cli.parser('Measures the modes of generation and writes what it measured as wavs.', _EXAMPLES)
+  parser.add_argument('--model', default=None,
+                      help='directory of exported models (default: the small one in the package)')
+  parser.add_argument('--seconds', type=cli.positive, default=120,
+                      help='of the long piece (default: 120)')
+  parser.add_argument('--prompt', default='A calm solo piano piece', help='of the long piece')
+  parser.add_argument('--story', default=_STORY, help=f'as generate.py takes it (default: {_STORY})')
+  parser.add_argument('--num_samples', type=cli.positive, default=4,
+                      help='stories and continuations (default: 4)')
+  parser.add_argument('--output', required=True, help='folder for the wavs')
+  return parser.parse_args()
+
+
+def _long(musiclm, args, evaluation, save) -> None:
+  waveform = musiclm.generate([args.prompt], seconds=args.seconds, progress=True)[0]
+  save('long', waveform)
+  for name in ('semantic', 'coarse', 'fine'):
+    length = int(musiclm.stage(name).seconds)
+    step = length if name == 'fine' else max(length // 2, 1)
+    places = list(range(length, args.seconds, step))
+    print(f'{name} windows: {evaluation.seams(waveform, musiclm.sample_rate, places).describe()}')
+  taken = evaluation.lengths(
+      musiclm, args.prompt, [args.seconds // 4, args.seconds // 2, args.seconds])
+  for seconds, wall in taken.items():
+    print(f'{seconds} s of music in {wall:.1f} s, {seconds / wall:.2f} times as fast as it plays')
+
+
+def _story(musiclm, args, evaluation, stories, save) -> None:
+  story = stories.load(args.story)
+  length = story.starts[-1] + max(story.starts[-1] - story.starts[-2], 10) if len(story.starts) > 1 else 20
+  waveforms = musiclm.generate([story] * args.num_samples, seconds=length, progress=True)
+  for i, waveform in enumerate(waveforms):
+    save(f'story-{i + 1}', waveform)
+  print('mean cosine of each section (row) with each text (column):')
+  for row, text in zip(evaluation.story_similarities(musiclm, story, waveforms), story.texts, strict=True):
+    print('  ' + ' '.join(f'{value:6.3f}' for value in row) + f'   {text}')
+
+
+def _continuation(musiclm, args, np, evaluation, save) -> None:
+  begun = musiclm.generate([args.prompt] * args.num_samples, seconds=10, seed=100)
+  found = []
+  for i, waveform in enumerate(begun):
+    made = musiclm.generate([args.prompt], seconds=10, seed=i, continue_from=waveform)[0]
+    codes = musiclm.models['soundstream'].apply('encode', waveform[None])
+    levels = musiclm.layout.acoustic.num_levels
+    kept = musiclm.decode(np.asarray(codes)[..., :levels])[0]
+    worst = float(np.abs(made[:len(kept)] - kept).max())
+    found.append(evaluation.seams(made, musiclm.sample_rate, [10]))
+    save(f'continued-{i + 1}', made)
+    print(f'continuation {i + 1}: its first 10 s differ from those given, through the codec, by at '
+          f'most {worst:.1e}; the join: {found[-1].describe()}')
+
+
+def main():
+  args = _parse()
+  import numpy as np
+  from etils import epath
+
+  from musiclm_jax import audio, generate
+  from musiclm_jax.evaluation import generation_modes as evaluation
+  from musiclm_jax.generation import stories
+
+  musiclm = generate.MusicLM.from_pretrained(args.model)
+  folder = epath.Path(args.output)
+  save = lambda name, waveform: audio.write(
+      folder / f'{name}.wav', waveform, musiclm.sample_rate, overwrite=True)
+  _long(musiclm, args, evaluation, save)
+  _story(musiclm, args, evaluation, stories, save)
+  _continuation(musiclm, args, np, evaluation, save)
+
+
+if __name__ == '__main__':
+  cli.run(main)
