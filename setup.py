@@ -19,6 +19,7 @@ CORE = [
     'orbax-checkpoint>=0.12.8',
     'safetensors>=0.8',
     'scikit-learn>=1.9',
+    'scipy>=1.17',
     'seqio>=0.0.20',
     'soundfile>=0.14',
     'soxr>=1.1',
@@ -33,9 +34,12 @@ LISTENING_TEST = ['itsdangerous>=2.2', 'jinja2>=3.1', 'starlette>=1.10', 'uvicor
 EXTRAS = {
     'corpus': ['mido>=1.3.3', 'pyfluidsynth>=1.4'],
     'listening_test': LISTENING_TEST,
+    'validation': ['py3langid>=0.4'],  # tells the language of captions
+    'riffusion': ['diffusers>=0.36', 'torch>=2.13', 'transformers>=5'],
+    'passt': ['hear21passt>=0.0.26'],  # its weights are a pickle that it downloads
     'test': [
         'google-cloud-storage>=3.17', 'gcsfs>=2026.10', 'httpx>=0.28', 'pytest>=9.2',
-        'pytest-timeout>=2.4', 'pytest-xdist>=3.8', 'ruff>=0.17', 'scipy>=1.17', 'selenium>=4.51',
+        'pytest-timeout>=2.4', 'pytest-xdist>=3.8', 'ruff>=0.17', 'selenium>=4.51',
         *LISTENING_TEST],
     'tpu': ['jax[tpu]>=0.10.2'],
     'tpu_compile': ['libtpu>=0.0.52'],  # the compiler alone, for machines without a TPU

@@ -4,9 +4,13 @@ Axes: S samples, C channels.  Waveforms are float32 in [-1, 1], mono unless C is
 Anything wrong with a file is a UserError that names the file and the reason.
 """
 
+import contextlib
+import dataclasses
+import itertools
 import os
 import pathlib
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -19,6 +23,17 @@ SAMPLE_RATE = 24_000
 SUFFIXES = ('.wav', '.flac', '.ogg', '.oga', '.opus', '.mp3', '.aif', '.aiff', '.m4a', '.aac',
             '.wma', '.webm')
 _WRITABLE = {'.wav': 'WAV', '.flac': 'FLAC'}
+_MAX_BLOCK = 2 ** 22  # samples of all channels, 16 MiB, whatever a header says of rate and channels
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+  """What a file says of itself."""
+
+  rate: int
+  channels: int
+  encoding: str  # 'FLAC PCM_16' as libsndfile has it, else ffmpeg's name of the codec, 'aac'
+  frames: int | None  # samples of each channel; None where only decoding will tell
 
 
 def read(source, rate: int = SAMPLE_RATE) -> np.ndarray:
@@ -39,7 +54,7 @@ def blocks(source, rate: int = SAMPLE_RATE, seconds: float = 60.0) -> Iterator[n
     _check_readable(source)
   count = 0
   try:
-    with soundfile.SoundFile(source) as file:
+    with soundfile.SoundFile(_openable(source)) as file:
       for block in _resampled(file, rate, seconds):
         yield _check_waveform(block, name)
         count += len(block)
@@ -51,6 +66,47 @@ def blocks(source, rate: int = SAMPLE_RATE, seconds: float = 60.0) -> Iterator[n
       count += len(block)
   if not count:
     raise errors.UserError(f'{name} holds no samples')
+
+
+@contextlib.contextmanager
+def recorded(path, seconds: float = 10.0) -> Iterator[tuple[Recording, Iterator[np.ndarray]]]:
+  """Gives (Recording, iterator of float32[S, C]): the file at its own rate, with all channels.
+
+  The pieces last about `seconds`; memory is bounded, whatever the header says.
+  """
+  import soundfile
+  _check_readable(path)
+  promised = None
+  with contextlib.ExitStack() as stack:
+    try:
+      file = stack.enter_context(soundfile.SoundFile(_openable(path)))
+      recording = Recording(
+          file.samplerate, file.channels, f'{file.format} {file.subtype}', file.frames)
+      promised = file.frames  # of a file that breaks off ffmpeg decodes what there is
+      blocks_ = _frames(file, _block_size(seconds, recording))
+      first = next(blocks_, None)
+    except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
+      stack.close()
+      recording, blocks_ = stack.enter_context(_ffmpeg_recorded(path, seconds, str(error)))
+      recording = dataclasses.replace(recording, frames=promised)
+      first = next(blocks_, None)
+    if first is None:
+      raise errors.UserError(f'{_name(path)} holds no samples')
+    yield recording, _checked(itertools.chain([first], blocks_), _name(path))
+
+
+def _checked(blocks_: Iterator[np.ndarray], name: str) -> Iterator[np.ndarray]:
+  import soundfile
+  try:
+    for block in blocks_:
+      yield _check_waveform(block, name)
+  except (soundfile.SoundFileError, RuntimeError) as error:
+    raise errors.UserError(f'{name} is not audio that can be read: {error}') from error
+
+
+def _block_size(seconds: float, recording: Recording) -> int:
+  size = min(round(seconds * recording.rate), _MAX_BLOCK // recording.channels)
+  return max(1, size if recording.frames is None else min(size, recording.frames))
 
 
 def _resampled(file, rate: int, seconds: float) -> Iterator[np.ndarray]:
@@ -68,7 +124,11 @@ def _resampled(file, rate: int, seconds: float) -> Iterator[np.ndarray]:
 
 
 def _mono(file, size: int) -> Iterator[np.ndarray]:
-  """Yields float32[<= size] of an open soundfile, as far as it can be decoded.
+  return (block.mean(axis=1) for block in _frames(file, size))
+
+
+def _frames(file, size: int) -> Iterator[np.ndarray]:
+  """Yields float32[<= size, C] of an open soundfile, as far as it can be decoded.
 
   Not with its own `blocks`, which yield stale memory where a file breaks off.  Nor does it seek to
   where it is after each read: decoders of mp3 and ogg do not go on as if nothing had been.
@@ -79,7 +139,7 @@ def _mono(file, size: int) -> Iterator[np.ndarray]:
     block = file.read(size, dtype='float32', always_2d=True)
     more = len(block) == size
     if len(block):
-      yield block.mean(axis=1)
+      yield block
 
 
 def write(path, waveform: np.ndarray, rate: int = SAMPLE_RATE, overwrite: bool = False) -> None:
@@ -182,21 +242,61 @@ def from_pcm16(samples: np.ndarray) -> np.ndarray:
 
 
 def _ffmpeg_blocks(path, rate: int, seconds: float, reason: str) -> Iterator[np.ndarray]:
+  options = ['-f', 'f32le', '-ac', '1', '-ar', str(rate)]
+  with _ffmpeg(path, options, reason) as output:
+    while content := output.read(4 * max(1, round(seconds * rate))):
+      yield np.frombuffer(content, '<f4').copy()
+
+
+@contextlib.contextmanager
+def _ffmpeg_recorded(path, seconds: float, reason: str):
+  """Gives what `recorded` does, by way of the .au format: its header has just rate and channels."""
+  with _ffmpeg(path, ['-f', 'au', '-c:a', 'pcm_f32be'], reason) as output:
+    header = output.read(24)
+    if len(header) == 24:
+      _, start, _, _, rate, channels = struct.unpack('>4s5I', header)
+      output.read(start - 24)
+      recording = Recording(rate, channels, _codec(path), None)
+      yield recording, _read_floats(output, channels, _block_size(seconds, recording))
+      return
+  raise errors.UserError(f'{path} holds no samples')  # where ffmpeg itself did not complain
+
+
+def _read_floats(output, channels: int, size: int) -> Iterator[np.ndarray]:
+  """Yields float32[<= size, channels] of big endian numbers."""
+  while content := output.read(4 * channels * size):
+    whole = len(content) // (4 * channels) * channels
+    yield np.frombuffer(content, '>f4', whole).astype(np.float32).reshape(-1, channels)
+
+
+@contextlib.contextmanager
+def _ffmpeg(path, options: list[str], reason: str):
+  """Gives the output of ffmpeg as an open file; a file that it cannot decode is an error."""
   if not shutil.which('ffmpeg'):
     raise errors.UserError(f'{path} is not audio that can be read: {_first_line(reason)}')
   command = ['ffmpeg', '-v', 'error', '-nostdin', '-protocol_whitelist', 'file', '-i',
-             os.fspath(path), '-f', 'f32le', '-ac', '1', '-ar', str(rate), '-']
+             os.fspath(path), *options, '-']
   with tempfile.TemporaryFile() as complaints, subprocess.Popen(
       command, stdout=subprocess.PIPE, stderr=complaints) as process:
     try:
-      while content := process.stdout.read(4 * max(1, round(seconds * rate))):
-        yield np.frombuffer(content, '<f4').copy()
+      yield process.stdout
     finally:
       process.stdout.close()  # a reader who stops early ends ffmpeg, too
     if process.wait():
       complaints.seek(0)
       why = _first_line(complaints.read().decode(errors='replace')) or reason
       raise errors.UserError(f'{path} is not audio that can be read: {why}')
+
+
+def _codec(path) -> str:
+  """Returns ffmpeg's name of the codec, 'unknown' where ffprobe is not there to tell."""
+  if not shutil.which('ffprobe'):
+    return 'unknown'
+  done = subprocess.run(
+      ['ffprobe', '-v', 'error', '-protocol_whitelist', 'file', '-select_streams', 'a:0',
+       '-show_entries', 'stream=codec_name', '-of', 'csv=p=0', os.fspath(path)],
+      stdin=subprocess.DEVNULL, capture_output=True)
+  return _first_line(done.stdout.decode(errors='replace')).strip(' ,') or 'unknown'
 
 
 def _check_readable(path) -> None:
@@ -206,6 +306,13 @@ def _check_readable(path) -> None:
     raise errors.UserError(f'{path} is a directory, wanted an audio file')
   if not os.access(path, os.R_OK):
     raise errors.UserError(f'{path} cannot be opened: permission denied')
+
+
+def _openable(source):
+  """Returns what libsndfile opens: of a path that is not UTF-8 the bytes."""
+  if isinstance(source, str | os.PathLike) and not os.fspath(source).isascii():
+    return os.fsencode(source) if os.name == 'posix' else source
+  return source
 
 
 def _check_waveform(waveform: np.ndarray, name: str) -> np.ndarray:

@@ -19,6 +19,7 @@ PAD, UNK, CLS, SEP, MASK = '[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'
 SPECIAL_TOKENS = (PAD, UNK, CLS, SEP, MASK)
 # MuLan (2208.12415): titles and tags, descriptions, playlist titles, AudioSet label names.
 SOURCES = ('short', 'long', 'playlist', 'labels')
+TABLES = ('captions.csv', 'captions.tsv', 'captions.jsonl')  # beside audio files: read_table's rows
 MAX_CHARACTERS = 20_000  # of one text; the rest is not read (a text has at most 512 wordpieces)
 MAX_WORD_CHARACTERS = 100  # a longer word is one [UNK]
 MAX_ALPHABET = 500
@@ -164,18 +165,54 @@ def read_captions(path: str) -> Iterator[str]:
             f'captions {path}, line {number}: not a JSON object with a list `captions`') from None
 
 
-def read_table(path: str, columns: Sequence[str]) -> list[dict[str, str]]:
-  """Returns the rows of a UTF-8 csv that has at least `columns`; an absent value is ''."""
+def read_table(path: str, columns: Sequence[str], lists: Sequence[str] = ()) -> list[dict]:
+  """Returns the rows of a UTF-8 csv, tsv or jsonl that has at least `columns`; no value is ''.
+
+  What ends in neither .tsv nor .jsonl is a csv. In a tsv a quote is a letter like any other. Values
+  are texts, of a jsonl too (3 is '3'); those of the columns `lists` stay what they are in a jsonl.
+  """
+  suffix = os.path.splitext(path)[1].lower()
+  if suffix == '.jsonl':
+    return _read_lines(path, columns, lists)
+  options = {'delimiter': '\t', 'quoting': csv.QUOTE_NONE} if suffix == '.tsv' else {}
   try:
     with open(path, encoding='utf-8-sig', newline='') as f:
-      reader = csv.DictReader(f, restval='')
+      reader = csv.DictReader(f, restval='', **options)
       rows = list(reader)
   except (UnicodeDecodeError, csv.Error) as error:
-    raise errors.UserError(f'{path} is not a UTF-8 csv file: {error}') from error
+    kind = suffix[1:] if options else 'csv'
+    raise errors.UserError(f'{path} is not a UTF-8 {kind} file: {error}') from error
   found = reader.fieldnames or []
   if missing := [column for column in columns if column not in found]:
     raise errors.UserError(f'{path} has columns {found}, wanted also {missing}')
   return rows
+
+
+def _read_lines(path: str, columns: Sequence[str], lists: Sequence[str]) -> list[dict]:
+  rows = []
+  with open(path, 'rb') as f:
+    for number, line in enumerate(f, 1):
+      if line.strip():
+        try:
+          row = json.loads(line.decode('utf-8-sig'))
+          if not isinstance(row, dict):
+            raise ValueError('no object')
+          if missing := [column for column in columns if column not in row]:
+            raise ValueError(f'it has {list(row)}, wanted also {missing}')
+        except (ValueError, RecursionError) as error:
+          raise errors.UserError(f'{path}, line {number}: not a row: {error!r}') from error
+        rows.append({name: _cell(value, name in lists) for name, value in row.items()})
+        for column in columns:
+          if not isinstance(row[column], str | None):
+            raise errors.UserError(f'{path}, row {len(rows)}: {column} is '
+                                   f'{str(row[column])[:100]!r}, wanted a text')
+  return rows
+
+
+def _cell(value, is_list: bool):
+  if value is None or isinstance(value, str):
+    return value or ''
+  return value if is_list else json.dumps(value)
 
 
 def readable(text: str) -> str:
@@ -183,6 +220,11 @@ def readable(text: str) -> str:
   if not isinstance(text, str):
     raise errors.UserError(f'a text is {type(text).__name__}; wanted a string')
   return re.sub('[\ud800-\udfff]', '', text[:MAX_CHARACTERS])
+
+
+def one_line(text: str) -> str:
+  """Returns `readable` text without line breaks and runs of spaces."""
+  return ' '.join(readable(text).split())
 
 
 def _library_normalizer():

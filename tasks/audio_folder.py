@@ -13,9 +13,7 @@ caption and tags, and may have several rows for a file; in jsonl, tags may be a 
 """
 
 import collections
-import csv
 import dataclasses
-import json
 import logging
 import os
 import pathlib
@@ -29,8 +27,6 @@ from musiclm_jax import audio, errors, prepare_audio, text
 from tasks import captions
 
 log = logging.getLogger(__name__)
-
-TABLES = ('captions.csv', 'captions.tsv', 'captions.jsonl')
 
 _DESCRIPTION = """
 Audio files of a folder, cut into clips of equal length at whole seconds, with the captions and tags
@@ -57,7 +53,7 @@ class AudioFolder(tfds.core.GeneratorBasedBuilder):
       name='clips_30s', description='Clips of at most 30 s, 5% of the files held out.')]
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
       f'Put audio ({" ".join(audio.SUFFIXES)}) into the directory and, if you like, one of '
-      f'{" ".join(TABLES)} with path (below the directory), caption and tags.')
+      f'{" ".join(text.TABLES)} with path (below the directory), caption and tags.')
 
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
@@ -101,7 +97,7 @@ class AudioFolder(tfds.core.GeneratorBasedBuilder):
       try:
         parts = _read_clips(source.path, self.builder_config.clip_seconds)
       except (errors.UserError, OSError) as error:
-        left_out.append((source.id, captions.clean(str(error))))
+        left_out.append((source.id, text.one_line(str(error))))
         continue
       used.append((source.id, len(parts)))
       clips += len(parts)
@@ -131,7 +127,8 @@ def _read_clips(path: str, clip_seconds: int) -> list[tuple[int, np.ndarray]]:
 
 def _find_table(folder: str) -> str | None:
   """Returns the path of the one table of the folder, None where there is none."""
-  found = [path for path in (os.path.join(folder, name) for name in TABLES) if os.path.isfile(path)]
+  paths = (os.path.join(folder, name) for name in text.TABLES)
+  found = [path for path in paths if os.path.isfile(path)]
   if len(found) > 1:
     raise errors.UserError(f'{folder} has {len(found)} tables of captions, wanted one: {found}')
   if found and os.path.exists(os.path.join(folder, prepare_audio.CORPUS_FILE)):
@@ -143,44 +140,12 @@ def _find_table(folder: str) -> str | None:
 def read_table(path: str) -> list[dict]:
   """Returns [{'path', 'caption', 'source': str, 'tags': [str, ..]}, ..] of a csv, tsv or jsonl."""
   suffix = os.path.splitext(path)[1].lower()
-  if suffix == '.csv':
-    rows = text.read_table(path, ('path',))
-  elif suffix == '.tsv':
-    rows = _read_tsv(path)
-  elif suffix == '.jsonl':
-    rows = _read_lines(path)
-  else:
+  if suffix not in ('.csv', '.tsv', '.jsonl'):
     raise errors.UserError(f'{path} ends in {suffix!r}, wanted .csv, .tsv or .jsonl')
+  rows = text.read_table(path, ('path',), lists=('tags',))
   if rows and not any('caption' in row or 'tags' in row for row in rows):
     raise errors.UserError(f'{path} has columns {list(rows[0])}, wanted also caption or tags')
   return [_table_row(row, f'{path}, row {number}') for number, row in enumerate(rows, 1)]
-
-
-def _read_tsv(path: str) -> list[dict[str, str]]:
-  """Returns the rows of a tsv as it is usual: a quote is a letter like any other."""
-  try:
-    with open(path, encoding='utf-8-sig', newline='') as file:
-      reader = csv.DictReader(file, delimiter='\t', quoting=csv.QUOTE_NONE, restval='')
-      rows = list(reader)
-  except (UnicodeDecodeError, csv.Error) as error:
-    raise errors.UserError(f'{path} is not a UTF-8 tsv file: {error}') from error
-  if 'path' not in (reader.fieldnames or []):
-    raise errors.UserError(f"{path} has columns {reader.fieldnames}, wanted also ['path']")
-  return rows
-
-
-def _read_lines(path: str) -> list[dict]:
-  rows = []
-  for number, line in enumerate(pathlib.Path(path).read_bytes().split(b'\n'), 1):
-    if line.strip():
-      try:
-        row = json.loads(line.decode('utf-8-sig'))
-        if not isinstance(row, dict) or 'path' not in row:
-          raise ValueError('no object with a path')
-      except (ValueError, RecursionError) as error:
-        raise errors.UserError(f'{path}, line {number}: not a row: {error!r}') from error
-      rows.append(row)
-  return rows
 
 
 def _table_row(row: dict, where: str) -> dict:
@@ -196,8 +161,8 @@ def _table_row(row: dict, where: str) -> dict:
   if source and source not in text.SOURCES:
     raise errors.UserError(
         f'{where}: source is {source[:100]!r}, wanted one of {list(text.SOURCES)}')
-  return {'path': cells['path'], 'caption': captions.clean(cells['caption']), 'source': source,
-          'tags': [tag for tag in map(captions.clean, tags) if tag]}
+  return {'path': cells['path'], 'caption': text.one_line(cells['caption']), 'source': source,
+          'tags': [tag for tag in map(text.one_line, tags) if tag]}
 
 
 def _described(sources: list[prepare_audio.Source], rows: list[dict], table: str):

@@ -9,6 +9,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAYERS = {
     'musiclm_jax.errors': 0, 'musiclm_jax.cli': 0, 'musiclm_jax.token_layout': 0,
     'musiclm_jax.audio': 0, 'musiclm_jax.bitstream': 0, 'musiclm_jax.text': 0,
+    'musiclm_jax.musiccaps': 0,
     'musiclm_jax.tpu_chips': 0, 'musiclm_jax.queued_resources': 0, 'musiclm_jax.tpu_workers': 0,
     'musiclm_jax.models': 1,
     'musiclm_jax.objectives': 2, 'musiclm_jax.sampling': 2, 'musiclm_jax.data': 2,
@@ -25,7 +26,7 @@ LAYERS = {
     'musiclm_jax.gin_utils': 4, 'musiclm_jax.pretrained': 4, 'musiclm_jax.launch_tpu': 4,
     'tasks': 5, 'musiclm_jax.evaluation': 5, 'musiclm_jax.benchmarks': 5,
     'musiclm_jax.compile_check': 5, 'musiclm_jax.extraction': 5, 'musiclm_jax.generation_jobs': 5,
-    'musiclm_jax.corpus_validation': 5, 'musiclm_jax.listening_test': 5,
+    'musiclm_jax.listening_test': 5, 'musiclm_jax.corpus_validation': 6,
 }
 FRIENDLY = (0, 2, 3)  # layers whose modules may import each other; elsewhere only one's own folder
 FORBIDDEN = {  # layer -> third-party modules that must not be imported at its top level
