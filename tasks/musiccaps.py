@@ -10,31 +10,19 @@ were used and which were not is written beside the records. Splits: `eval` and `
 AudioSet split of the clip, and `balanced`, a part of `eval` with as many clips of each genre.
 """
 
-import ast
-import collections
-import dataclasses
 import itertools
 import logging
 import os
 import pathlib
-import re
 from collections.abc import Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from musiclm_jax import audio, errors, prepare_audio, text
+from musiclm_jax import audio, errors, musiccaps, prepare_audio, text
 from tasks import captions
 
 log = logging.getLogger(__name__)
-
-CSV_FILE = 'musiccaps-public.csv'
-COLUMNS = ('ytid', 'start_s', 'end_s', 'audioset_positive_labels', 'aspect_list', 'caption',
-           'author_id', 'is_balanced_subset', 'is_audioset_eval')
-SUFFIXES = ('.wav', '.flac', '.mp3', '.ogg', '.m4a')  # of two files of a clip the first is used
-_YTID = r'[A-Za-z0-9_-]{11}'
-# ID_30, ID-30, and with the end second ID_30_40, ID-30-40.
-_FILE_STEM = re.compile(rf'({_YTID})[_-]([0-9]{{1,6}})(?:[_-][0-9]{{1,6}})?')
 
 _DESCRIPTION = """
 MusicCaps: 5,521 clips of 10 s from AudioSet, each with a caption of about four sentences and a
@@ -56,21 +44,6 @@ _CITATION = """
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """One row of the csv."""
-
-  ytid: str
-  start: int
-  end: int
-  labels: tuple[str, ...]  # AudioSet's machine ids, /m/04rlf
-  aspects: tuple[str, ...]
-  caption: str
-  author_id: int
-  balanced: bool
-  eval: bool
-
-
 class MusicCaps(tfds.core.GeneratorBasedBuilder):
   """Builds the splits eval, train and balanced, of the clips there are."""
 
@@ -78,8 +51,8 @@ class MusicCaps(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version('1.0.0')
   RELEASE_NOTES = {'1.0.0': 'The public csv of 5,521 rows.'}
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
-      f'Put {CSV_FILE} (https://www.kaggle.com/datasets/googleai/musiccaps) into the directory, and '
-      f'anywhere below it the clips as YTID_START with one of {" ".join(SUFFIXES)}: '
+      f'Put {musiccaps.CSV_FILE} (https://www.kaggle.com/datasets/googleai/musiccaps) into the directory, and '
+      f'anywhere below it the clips as YTID_START with one of {" ".join(musiccaps.SUFFIXES)}: '
       '-0Gj8-vB1q4_30.wav')
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -104,27 +77,27 @@ class MusicCaps(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
     folder = os.fspath(dl_manager.manual_dir)
-    splits = split_rows(read_rows(os.path.join(folder, CSV_FILE)))
-    found = find_clips(folder)
+    splits = musiccaps.split_rows(musiccaps.read_rows(os.path.join(folder, musiccaps.CSV_FILE)))
+    found = musiccaps.find_clips(folder)
     wanted = {(row.ytid, row.start) for row in itertools.chain(*splits.values())}
     if not wanted & set(found):
       raise errors.UserError(
-          f'{folder} holds no clip of the {len(wanted)} of {CSV_FILE}, wanted files named '
-          f'YTID_START with one of {" ".join(SUFFIXES)}, as -0Gj8-vB1q4_30.wav')
+          f'{folder} holds no clip of the {len(wanted)} of {musiccaps.CSV_FILE}, wanted files named '
+          f'YTID_START with one of {" ".join(musiccaps.SUFFIXES)}, as -0Gj8-vB1q4_30.wav')
     filled = captions.filled({split: self._generate_examples(split, rows, folder, found)
                               for split, rows in splits.items()})
     if not filled:
       raise errors.UserError(f'none of the {len(wanted & set(found))} clips in {folder} that '
-                             f'{CSV_FILE} names could be read')
+                             f'{musiccaps.CSV_FILE} names could be read')
     return filled
 
-  def _generate_examples(self, split: str, rows: list[Row], folder: str, found: dict) -> Iterator:
+  def _generate_examples(self, split: str, rows: list[musiccaps.Row], folder: str, found: dict) -> Iterator:
     used, left_out = [], []
     for row in rows:
       try:
         path, waveform = _read_clip(row, found.get((row.ytid, row.start), ()))
       except (errors.UserError, OSError) as error:
-        left_out.append((row.ytid, row.start, captions.clean(str(error))))
+        left_out.append((row.ytid, row.start, text.one_line(str(error))))
         continue
       used.append((row.ytid, row.start, os.path.relpath(path, folder)))
       example = _example(row, waveform)
@@ -140,88 +113,7 @@ class MusicCaps(tfds.core.GeneratorBasedBuilder):
     log.warning('musiccaps %s: %s', split, ', '.join(f'{n} {what}' for what, n in counts.items()))
 
 
-def read_rows(path: str) -> list[Row]:
-  """Returns the rows of the csv; one that is wrong is an error that names row and column."""
-  if not os.path.isfile(path):
-    raise errors.UserError(f'{path} does not exist, wanted the public csv of MusicCaps')
-  rows, seen = [], {}
-  for number, cells in enumerate(text.read_table(path, COLUMNS), 1):
-    row = _row(cells, f'{path}, row {number}')
-    first = seen.setdefault((row.ytid, row.start), number)
-    if first != number:
-      raise errors.UserError(f'{path}, row {number}: ytid {row.ytid!r} with start_s {row.start} is '
-                             f'that of row {first}, too')
-    rows.append(row)
-  if not rows:
-    raise errors.UserError(f'{path} holds no rows')
-  return rows
-
-
-def split_rows(rows: list[Row]) -> dict[str, list[Row]]:
-  """Returns {split: its rows}; those of `balanced` are in `eval`, too."""
-  return {'eval': [row for row in rows if row.eval],
-          'train': [row for row in rows if not row.eval],
-          'balanced': [row for row in rows if row.balanced]}
-
-
-def find_clips(folder: str) -> dict[tuple[str, int], list[str]]:
-  """Returns {(YouTube id, start second): paths} of the clips below a folder.
-
-  Links to folders are followed, each folder once.
-  """
-  found, seen = collections.defaultdict(list), set()
-  for parent, folders, names in os.walk(folder, followlinks=True):
-    if (real := os.path.realpath(parent)) in seen:
-      folders.clear()
-      continue
-    seen.add(real)
-    folders.sort()
-    for name in sorted(names):
-      stem, suffix = os.path.splitext(name)
-      match = _FILE_STEM.fullmatch(stem)
-      path = os.path.join(parent, name)
-      if match and suffix.lower() in SUFFIXES and os.path.isfile(path):
-        found[match[1], int(match[2])].append(path)
-  order = {suffix: i for i, suffix in enumerate(SUFFIXES)}
-  return {key: sorted(paths, key=lambda path: order[os.path.splitext(path)[1].lower()])
-          for key, paths in found.items()}
-
-
-def _row(cells: dict[str, str], where: str) -> Row:
-  def wrong(column, wanted):
-    return errors.UserError(f'{where}: {column} is {cells[column][:100]!r}, wanted {wanted}')
-
-  def number(column):
-    if not re.fullmatch(r'[0-9]{1,6}', cells[column]):
-      raise wrong(column, 'a whole number')
-    return int(cells[column])
-
-  def boolean(column):
-    if cells[column] not in ('True', 'False'):
-      raise wrong(column, 'True or False')
-    return cells[column] == 'True'
-
-  if not re.fullmatch(_YTID, cells['ytid']):
-    raise wrong('ytid', '11 letters, digits, - or _')
-  start, end, caption = number('start_s'), number('end_s'), captions.clean(cells['caption'])
-  if not 1 <= end - start <= captions.MAX_SECONDS:
-    raise wrong('end_s', f'1 to {captions.MAX_SECONDS} more than start_s, {start}')
-  if not caption:
-    raise wrong('caption', 'a text')
-  try:
-    aspects = ast.literal_eval(cells['aspect_list'])
-  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-    aspects = None
-  if not isinstance(aspects, list) or not all(isinstance(aspect, str) for aspect in aspects):
-    raise wrong('aspect_list', "a list of texts, as ['sad', 'piano']")
-  labels = (captions.clean(label) for label in cells['audioset_positive_labels'].split(','))
-  return Row(ytid=cells['ytid'], start=start, end=end, labels=tuple(filter(None, labels)),
-             aspects=tuple(filter(None, map(captions.clean, aspects))), caption=caption,
-             author_id=number('author_id'), balanced=boolean('is_balanced_subset'),
-             eval=boolean('is_audioset_eval'))
-
-
-def _read_clip(row: Row, paths: list[str]) -> tuple[str, np.ndarray]:
+def _read_clip(row: musiccaps.Row, paths: list[str]) -> tuple[str, np.ndarray]:
   """Returns (path, float32[S] at 24 kHz) of the first readable file, cut as the row says."""
   reasons = []
   for path in paths:
@@ -246,8 +138,8 @@ def _read_start(path: str, seconds: int) -> np.ndarray:
   return np.concatenate(found)[:size]
 
 
-def _example(row: Row, waveform: np.ndarray) -> dict:
+def _example(row: musiccaps.Row, waveform: np.ndarray) -> dict:
   return captions.clip_example(
-      f'{row.ytid}_{row.start}', waveform, [row.caption], row.ytid, aspects=list(row.aspects),
+      row.id, waveform, [row.caption], row.ytid, aspects=list(row.aspects),
       audioset_labels=list(row.labels), author_id=row.author_id, start_s=row.start, end_s=row.end,
       is_balanced_subset=row.balanced, is_audioset_eval=row.eval)

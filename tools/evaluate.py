@@ -68,19 +68,6 @@ def _parse():
   return parser.parse_args()
 
 
-def _captions(path: str, split: str | None):
-  """Returns ({id: caption}, a function from a folder to {id: path})."""
-  from musiclm_jax.evaluation import clip_folders
-
-  if not clip_folders.is_musiccaps(path):
-    return clip_folders.read_captions(path, split or 'test'), clip_folders.find_clips
-  from tasks import musiccaps
-  rows = musiccaps.split_rows(musiccaps.read_rows(path))
-  captions = clip_folders.musiccaps_captions(rows, split)
-  find = lambda folder: clip_folders.musiccaps_files(musiccaps.find_clips(folder), folder)
-  return captions, find
-
-
 def main() -> None:
   args = _parse()
   from musiclm_jax import generate
@@ -95,7 +82,7 @@ def main() -> None:
   outputs = [path for path in (args.json, args.csv, args.html) if path]
   comparison_report.check_outputs(outputs)
   folders = clip_folders.named(args.generated, args.reference)
-  captions, find = _captions(args.captions, args.split)
+  captions, find = clip_folders.read(args.captions, args.split)
   match = clip_folders.match(
       captions, {name: find(folder) for name, folder in folders.items()}, args.max_clips)
   models = comparison.load_models(

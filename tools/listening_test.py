@@ -92,14 +92,7 @@ def _match(flags: argparse.Namespace):
     if clips.GROUND_TRUTH in folders:
       raise errors.UserError(f'--systems={clips.GROUND_TRUTH}=... and --ground_truth: wanted one')
     folders[clips.GROUND_TRUTH] = flags.ground_truth
-  if clip_folders.is_musiccaps(flags.captions):
-    from tasks import musiccaps
-    rows = musiccaps.split_rows(musiccaps.read_rows(flags.captions))
-    captions = clip_folders.musiccaps_captions(rows, flags.split)
-    find = lambda folder: clip_folders.musiccaps_files(musiccaps.find_clips(folder), folder)
-  else:
-    captions = clip_folders.read_captions(flags.captions, flags.split or 'test')
-    find = clip_folders.find_clips
+  captions, find = clip_folders.read(flags.captions, flags.split)
   files = {name: find(folder) for name, folder in folders.items()}
   match = clip_folders.match(captions, files, flags.max_clips)
   for name, missing in match.missing.items():

@@ -66,12 +66,7 @@ def main() -> None:
   from musiclm_jax.evaluation import clip_folders
   from musiclm_jax.evaluation.systems import filling
 
-  if clip_folders.is_musiccaps(args.captions):
-    from tasks import musiccaps
-    rows = musiccaps.split_rows(musiccaps.read_rows(args.captions))
-    captions = clip_folders.musiccaps_captions(rows, args.split)
-  else:
-    captions = clip_folders.read_captions(args.captions, args.split or 'test')
+  captions, _ = clip_folders.read(args.captions, args.split)
   captions = {name: captions[name] for name in clip_folders.sample(captions, args.max_clips)}
   failed = filling.fill(
       _system(args), captions, args.output, seconds=args.seconds, seed=args.seed)

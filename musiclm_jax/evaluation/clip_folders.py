@@ -8,9 +8,9 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from musiclm_jax import audio, errors, prepare_audio, text
+from musiclm_jax import audio, errors, musiccaps, prepare_audio, text
 
 REFERENCE = 'reference'  # the name of that folder among the systems
 
@@ -47,7 +47,7 @@ def read_captions(path: str | os.PathLike, split: str = 'test') -> dict[str, str
     pairs, wanted = _csv_pairs(os.fspath(path)), 'no rows with an id and a caption'
   found = {}
   for name, caption in pairs:
-    caption = ' '.join(text.readable(caption).split())
+    caption = text.one_line(caption)
     if name and caption:
       found[name] = max(found.get(name, ''), caption, key=len)
   if not found:
@@ -64,32 +64,26 @@ def _csv_pairs(path: str) -> list[tuple[str, str]]:
   return [(row['id'].strip() if column == 'id' else stem(row), row['caption']) for row in rows]
 
 
-def is_musiccaps(path: str | os.PathLike) -> bool:
-  """Returns whether a csv has MusicCaps' columns, whose ids are made of two (tasks/musiccaps.py)."""
-  if not os.path.isfile(path) or pathlib.Path(path).suffix.lower() != '.csv':
-    return False
-  rows = text.read_table(os.fspath(path), ('caption',))
-  return bool(rows) and {'ytid', 'start_s'} <= set(rows[0])
+def read(path: str | os.PathLike, split: str | None = None
+         ) -> tuple[dict[str, str], Callable[[str], dict[str, str]]]:
+  """Returns ({id: caption}, a function from a folder to {id: file}), of any table of captions.
 
-
-def musiccaps_captions(
-    splits: Mapping[str, Sequence], split: str | None = None) -> dict[str, str]:
-  """Returns {YTID_START: caption} of the rows of a split, by default of eval."""
-  split = split or 'eval'
+  `split` is by default 'test' of a corpus.jsonl and 'eval' of the csv of MusicCaps, whose ids are
+  YTID_START.
+  """
+  if not musiccaps.is_table(path):
+    return read_captions(path, split or 'test'), find_clips
+  splits, split = musiccaps.split_rows(musiccaps.read_rows(os.fspath(path))), split or 'eval'
   if split not in splits:
     raise errors.UserError(f'MusicCaps has no split {split!r}, wanted one of {", ".join(splits)}')
-  return {_musiccaps_id(row.ytid, row.start): row.caption for row in splits[split]}
+  return {row.id: row.caption for row in splits[split]}, _find_musiccaps
 
 
-def musiccaps_files(found: Mapping[tuple[str, int], Sequence[str]], folder: str) -> dict[str, str]:
-  """Returns {YTID_START: path} of {(YouTube id, start second): paths}; none is an error."""
+def _find_musiccaps(folder: str) -> dict[str, str]:
+  found = musiccaps.find_clips(folder)
   if not found:
     raise errors.UserError(f'{folder} holds no clips of MusicCaps, wanted YTID_START.wav')
-  return {_musiccaps_id(*key): paths[0] for key, paths in found.items()}
-
-
-def _musiccaps_id(ytid: str, start: int) -> str:
-  return f'{ytid}_{start}'
+  return {musiccaps.clip_id(*key): paths[0] for key, paths in found.items()}
 
 
 def named(generated: Sequence[str], reference: str | None) -> dict[str, str]:

@@ -200,7 +200,7 @@ def _write_plot(wav: str, waveform: np.ndarray, sample_rate: int, prompt) -> Non
   for start, _ in prompt.sections[1:] if story else ():
     axes.axvline(start, color='white', linewidth=0.8)
   title = ' / '.join(prompt.texts) if story else prompt
-  title = text.readable(' '.join(title.split()))  # a prompt may hold anything; it is no formula
+  title = text.one_line(title)  # a prompt may hold anything; it is no formula
   axes.set_title(title if len(title) < 90 else title[:89] + '…', parse_math=False)
   picture = os.fspath(pathlib.Path(wav).with_suffix('.png'))
   figure.savefig(picture, dpi=110)
