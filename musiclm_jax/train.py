@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -164,6 +165,7 @@ def _loop(state, take_step, batches, saved, evaluate, writer, every: _Every, che
   stopping = False
   with _stop_signal() as stop:
     while step < every.total and not stopping:
+      # Read and put on the devices while the two steps before are still running there.
       state, metrics = take_step(state, next(batches))
       step += 1
       window.append(metrics)
@@ -193,6 +195,7 @@ def _loop(state, take_step, batches, saved, evaluate, writer, every: _Every, che
         writer.media(step, evaluate.media(state))
         progress.started(step)
   progress.end()
+  log.info('reading %d batches took %.1f s, in part while steps ran', batches.count, batches.seconds)
   if stopping:
     log.info('stopped at step %d of %d; the same command goes on from there', step, every.total)
   return state
@@ -227,7 +230,9 @@ def describe(
 class _Batches:
   """Global batches of a dataset, checked against what the objective eats.
 
-  As a training_checkpoints.Position it is the iterator's own and the seed that the iterator had.
+  As a training_checkpoints.Position it is the iterator's own and the seed that the iterator had. A
+  batch is read when it is asked for, so the position is always that of the batches given out.
+  `count` and `seconds` say how many that were, and how long the loop was held up by them.
   """
 
   def __init__(self, dataset, objective, batch_size, seed, mesh):
@@ -239,6 +244,7 @@ class _Batches:
     self._wanted = objective.input_shapes(rows)
     self._batch_size, self._mesh = batch_size, mesh
     self._run_seed = seed
+    self.count, self.seconds = 0, 0.0
     self._start(seed)
 
   def _start(self, seed: int) -> None:
@@ -275,7 +281,10 @@ class _Batches:
     return {name: batch[name] for name in self._wanted}
 
   def __next__(self) -> dict[str, jax.Array]:
-    return partitioning.global_batch(self.next_host_batch(), self._batch_size, self._mesh)
+    start = time.perf_counter()
+    batch = partitioning.global_batch(self.next_host_batch(), self._batch_size, self._mesh)
+    self.count, self.seconds = self.count + 1, self.seconds + time.perf_counter() - start
+    return batch
 
 
 class _Evaluation:

@@ -11,73 +11,36 @@ TFRecord files of tf.train.Example, so a task reads both alike and its position 
 
 import csv
 import itertools
-import json
-import os
-import pathlib
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import seqio
 import tensorflow_datasets as tfds
 
-from musiclm_jax import audio, errors, text
-from musiclm_jax.data import preprocessors, records
-from tasks import music_text, sources
+from musiclm_jax import audio, errors
+from musiclm_jax.data import preprocessors
+from tasks import mixtures, music_text, sources
 
-INFO_FILE = 'dataset_info.json'
 MAX_SECONDS = 30  # of a clip, as of any waveform record
 
 
-def captions(directory: sources.Directories, vocabulary, crop_seconds: float, text_length: int,
-             crops_per_record: int = 1, shuffle_buffer_seconds: float = 1280) -> seqio.Task:
+def captions(directory: mixtures.Directories, vocabulary, crop_seconds: float, text_length: int,
+             crops_per_record: int = 1,
+             shuffle_buffer_seconds: float = 1280) -> seqio.Task | seqio.Mixture:
   """Returns an unregistered task of a random crop and a caption of each clip.
 
   {'waveform': int16[crop_seconds at 24 kHz], 'text_tokens': int32[text_length], padded with 0}, as
   of tasks/music_text.py. `directory` holds what `tfds build` made, data/musiccaps/1.0.0, or
-  several such; `vocabulary` is a data.vocabularies.WordPieceVocabulary.
+  several such, mixed by rates when they come with some; `vocabulary` is a
+  data.vocabularies.WordPieceVocabulary.
   """
-  # Few files at a time, one clip from each in turn, as with other waveform records.
-  source = seqio.TFExampleDataSource(
-      list_shards(directory), records.WAVEFORM_FEATURES, cycle_length=4, block_length=1)
-  return music_text.crops_with_texts(
-      'captions', source, preprocessors.keep('pcm', 'captions'), vocabulary, crop_seconds,
-      text_length, crops_per_record, shuffle_buffer_seconds)
-
-
-def list_shards(directories: sources.Directories) -> dict[str, list[str]]:
-  """Returns {split: paths} of one or several TFDS datasets, each of which must be complete."""
-  shards = {}
-  for directory in sources.as_list(directories):
-    for split, paths in _dataset_shards(pathlib.Path(directory)).items():
-      shards.setdefault(split, []).extend(paths)
-  return shards
-
-
-def _dataset_shards(directory: pathlib.Path) -> dict[str, list[str]]:
-  """Returns {split: paths}; the description is read as JSON, so it can have no code imported."""
-  path = directory / INFO_FILE
-  if not path.is_file():
-    raise errors.UserError(f'{directory} has no {INFO_FILE}, wanted a directory that `tfds build` '
-                           'made, as data/musiccaps/1.0.0')
-  try:
-    info = json.loads(path.read_bytes())
-    name, file_format = info['name'], info.get('fileFormat', 'tfrecord')
-    splits = {split['name']: len(split['shardLengths']) for split in info['splits']}
-    if not splits:
-      raise ValueError('it has no splits')
-    if not all(re.fullmatch(r'\w+', word) for word in (name, *splits)):
-      raise ValueError('its name or that of a split is not a word')
-  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-    raise errors.UserError(f'{path} does not describe a dataset: {error!r}') from error
-  if file_format != 'tfrecord':
-    raise errors.UserError(f'{directory} has {file_format} files, wanted tfrecord')
-  shards = {split: [directory / f'{name}-{split}.tfrecord-{i:05d}-of-{count:05d}'
-                    for i in range(count)] for split, count in splits.items()}
-  for shard in itertools.chain(*shards.values()):
-    if not shard.is_file():
-      raise errors.UserError(f'{directory} lacks {shard.name}, which {INFO_FILE} names')
-  return {split: [os.fspath(shard) for shard in paths] for split, paths in shards.items()}
+  for folder in mixtures.flat(directory):
+    if not sources.is_tfds(folder):
+      raise errors.UserError(f'{folder} has no {sources.TFDS_FILE}, wanted a directory that '
+                             '`tfds build` made, as data/musiccaps/1.0.0')
+  return mixtures.by_rate('captions', directory, lambda folders, share: music_text.crops_with_texts(
+      'captions', folders, preprocessors.keep('pcm', 'captions'), vocabulary, crop_seconds,
+      text_length, crops_per_record, share * shuffle_buffer_seconds))
 
 
 def clip_features(**more: tfds.features.FeatureConnector) -> tfds.features.FeaturesDict:
@@ -102,11 +65,6 @@ def clip_example(clip_id: str, waveform: np.ndarray, sentences: Iterable[str], p
   """Returns the example of float32[S] at 24 kHz that `clip_features` describe."""
   return {'id': clip_id, 'pcm': audio.to_pcm16(waveform).astype('<i2').tobytes(),
           'captions': list(sentences), 'piece': piece, **more}
-
-
-def clean(value: str) -> str:
-  """Returns one line of a text from outside, bounded in length and encodable."""
-  return ' '.join(text.readable(value).split())
 
 
 def filled(splits: Mapping[str, Iterator]) -> dict[str, Iterator]:

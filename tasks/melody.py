@@ -19,7 +19,7 @@ def melody(directory: sources.Directories, crop_seconds: float, max_shift_second
   choose from; all by default.
   """
   steps = [preprocessors.version_pairs(
-      round(crop_seconds * audio.SAMPLE_RATE), round(max_shift_seconds * audio.SAMPLE_RATE))]
+      sources.num_samples(crop_seconds), round(max_shift_seconds * audio.SAMPLE_RATE))]
   if kinds is not None:
     _check_kinds(directory, kinds)
     steps.insert(0, preprocessors.versions_of(kinds))

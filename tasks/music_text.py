@@ -6,24 +6,25 @@ from collections.abc import Mapping
 import seqio
 import tensorflow as tf
 
-from musiclm_jax import audio, errors, text
+from musiclm_jax import errors, text
 from musiclm_jax.data import preprocessors, records
-from tasks import sources
+from tasks import mixtures, sources
 
 # MuLan section 3.2: SF:LF:PL:ASET of a minibatch.
 MULAN_RATES = {'short': 2, 'long': 2, 'playlist': 1, 'labels': 1}
 
 
-def music_text(directory: sources.Directories, vocabulary, crop_seconds: float, text_length: int,
-               crops_per_record: int = 1, shuffle_buffer_seconds: float = 1280) -> seqio.Task:
+def music_text(directory: mixtures.Directories, vocabulary, crop_seconds: float, text_length: int,
+               crops_per_record: int = 1,
+               shuffle_buffer_seconds: float = 1280) -> seqio.Task | seqio.Mixture:
   """Returns an unregistered task of a random crop and a random caption of each record.
 
   {'waveform': int16[crop_seconds at 24 kHz], 'text_tokens': int32[text_length], padded with 0};
   `vocabulary` is a data.vocabularies.WordPieceVocabulary. Records without captions are left out.
   """
-  return crops_with_texts(
-      'music_text', _records(directory), preprocessors.keep('pcm', 'captions'), vocabulary,
-      crop_seconds, text_length, crops_per_record, shuffle_buffer_seconds)
+  return mixtures.by_rate('music_text', directory, lambda folders, share: crops_with_texts(
+      'music_text', folders, preprocessors.keep('pcm', 'captions'), vocabulary, crop_seconds,
+      text_length, crops_per_record, share * shuffle_buffer_seconds))
 
 
 def music_text_sources(
@@ -39,40 +40,29 @@ def music_text_sources(
   rates = dict(MULAN_RATES if rates is None else rates)
   _check_rates(directory, rates)
   share = shuffle_buffer_seconds / sum(rates.values())
-  return _Mixture('music_text_sources', [
+  return mixtures.Mixture('music_text_sources', [
       (crops_with_texts(
-          f'music_text_{source}', _records(directory), preprocessors.texts_as_captions(source),
+          f'music_text_{source}', directory, preprocessors.texts_as_captions(source),
           vocabulary, crop_seconds, text_length, crops_per_record, share * rate), rate)
       for source, rate in rates.items()])
 
 
-class _Mixture(seqio.Mixture):
-  """A mixture whose tasks do not share a seed: they would bring the same recording at once."""
-
-  def get_task_dataset(self, task, output_feature_keys, sequence_length=None, split='train',
-                       use_cached=False, shuffle=True, seed=None, *rest):
-    if seed is not None:
-      seed += 1_000_003 * self.tasks.index(task)
-    return super().get_task_dataset(
-        task, output_feature_keys, sequence_length, split, use_cached, shuffle, seed, *rest)
-
-
-def _records(directory: sources.Directories) -> seqio.TFExampleDataSource:
-  return sources.records_source(directory, 'waveforms', records.WAVEFORM_FEATURES)
-
-
 def crops_with_texts(
-    name: str, source: seqio.DataSource, select: preprocessors.Preprocessor, vocabulary,
+    prefix: str, directory: sources.Directories, select: preprocessors.Preprocessor, vocabulary,
     crop_seconds: float, text_length: int, crops_per_record: int, shuffle_buffer_seconds: float
 ) -> seqio.Task:
-  """Returns the task of a source of waveform records whose captions are those `select` leaves."""
+  """Returns the task, PREFIX_0123abcd, of waveform records whose captions are those `select` leaves.
+
+  What is cached of it are whole clips with all their captions.
+  """
   return seqio.Task(
-      name,
-      source=source,
+      sources.task_name(prefix, directory, 'waveforms'),
+      source=sources.records_source(directory, 'waveforms', records.WAVEFORM_FEATURES),
       preprocessors=[
           select,
           preprocessors.captioned,
-          preprocessors.random_crops(round(crop_seconds * audio.SAMPLE_RATE), crops_per_record),
+          seqio.CacheDatasetPlaceholder(),
+          preprocessors.random_crops(sources.num_samples(crop_seconds), crops_per_record),
           preprocessors.random_caption,
           preprocessors.tokenize_caption(vocabulary, text_length),
       ],

@@ -9,42 +9,50 @@ import tensorflow as tf
 
 from musiclm_jax import errors, token_layout
 from musiclm_jax.data import preprocessors, records
-from tasks import sources
+from tasks import mixtures, sources
 
 
-def tokens(directory: sources.Directories, layout: token_layout.TokenLayout, stage: str,
+def tokens(directory: mixtures.Directories, layout: token_layout.TokenLayout, stage: str,
            seconds: float, crops_per_record: int = 1,
-           shuffle_buffer_size: int = 1024) -> seqio.Task:
+           shuffle_buffer_size: int = 1024) -> seqio.Task | seqio.Mixture:
   """Returns an unregistered task of {'prefix': int32[P], 'targets': int32[N]}, ids of `stage`.
 
   `layout` must have the streams the records were written with (layout.json); which levels are
   coarse, and how many of MuLan's are used, is the reader's choice. All directories must come from
-  the same tokenizers.
+  the same tokenizers; [('a', 3.0), ('b', 1.0)] mixes them by rates, with one shuffle buffer's
+  memory.  What is cached of a task (seqio_cache_tasks) are whole records, for every stage.
   """
-  if seconds < 1 or seconds % 1:
-    raise errors.UserError(f'a crop of {seconds} s, wanted whole seconds: where streams stay aligned')
-  directories = sources.as_list(directory)
-  source = sources.records_source(directories, 'tokens', records.TOKEN_FEATURES)
-  saved = [token_layout.read_layout(path) for path in directories]
-  recorded = _as_used(saved[0].layout, layout, directories[0])
-  token_layout.check_same(layout, recorded, 'the configured layout', directories[0])
-  for other, path in zip(saved[1:], directories[1:], strict=True):
-    token_layout.check_same(saved[0], other, directories[0], path)
+  if not 1 <= seconds <= sources.MAX_CROP_SECONDS or seconds % 1:
+    raise errors.UserError(f'a crop of {seconds} s, wanted whole seconds, where streams stay aligned,'
+                           f' and at most {sources.MAX_CROP_SECONDS}')
+  directories = mixtures.flat(directory)
+  for path in directories:
+    records.read_info(path, 'tokens')
+  first, *others = [token_layout.read_layout(path) for path in directories]
+  token_layout.check_same(
+      layout, _as_used(first.layout, layout, directories[0]), 'the configured layout', directories[0])
+  for other, path in zip(others, directories[1:], strict=True):
+    token_layout.check_same(first, other, directories[0], path)
   codebooks = _codebooks(directories[0])
   window_seconds = int(records.read_info(directories[0], 'tokens')['window_seconds'])
   stage_layout = layout.stage(stage, seconds)
-  return seqio.Task(
-      f'tokens_{stage}',
-      source=source,
-      preprocessors=[
-          preprocessors.parse_tokens(saved[0].layout, embedding_dim=codebooks.shape[-1]),
-          preprocessors.crop_tokens(layout, stage_layout, codebooks, window_seconds,
-                                    crops_per_record),
-      ],
-      output_features={'prefix': sources.integers(tf.int32),
-                       'targets': sources.integers(tf.int32)},
-      shuffle_buffer_size=shuffle_buffer_size,
-  )
+
+  def task(folders: list[str], share: float) -> seqio.Task:
+    return seqio.Task(
+        sources.task_name('tokens', folders, 'tokens'),
+        source=sources.records_source(folders, 'tokens', records.TOKEN_FEATURES),
+        preprocessors=[
+            preprocessors.parse_tokens(first.layout, embedding_dim=codebooks.shape[-1]),
+            seqio.CacheDatasetPlaceholder(),
+            preprocessors.crop_tokens(layout, stage_layout, codebooks, window_seconds,
+                                      crops_per_record),
+        ],
+        output_features={'prefix': sources.integers(tf.int32),
+                         'targets': sources.integers(tf.int32)},
+        shuffle_buffer_size=max(1, round(share * shuffle_buffer_size)),
+    )
+
+  return mixtures.by_rate('tokens', directory, task)
 
 
 def _as_used(recorded: token_layout.TokenLayout, layout: token_layout.TokenLayout,

@@ -3,7 +3,6 @@
 import seqio
 import tensorflow as tf
 
-from musiclm_jax import audio
 from musiclm_jax.data import preprocessors, records
 from tasks import sources
 
@@ -16,7 +15,7 @@ def waveforms(directory: sources.Directories, crop_seconds: float, crops_per_rec
   The shuffle buffer is bounded in seconds (48 kB each) and is saved with the position.  With
   `noise_directory`, records of noise, examples have a crop of one as 'noise', too.
   """
-  num_samples = round(crop_seconds * audio.SAMPLE_RATE)
+  num_samples = sources.num_samples(crop_seconds)
   crops = [preprocessors.keep('pcm'), preprocessors.random_crops(num_samples, crops_per_record)]
   names, noise = ['waveform'], []
   if noise_directory:

@@ -7,6 +7,7 @@ import pathlib
 import statistics
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from musiclm_jax.benchmarks import (
     decode_speed,
     devices,
     hugging_face_decode,
+    input_speed,
     random_values,
     side_by_side,
     train_speed,
@@ -76,6 +78,41 @@ def test_training_figures_agree_and_flops_are_those_of_the_matrices():
   known = dataclasses.replace(speed, device=devices.Device('x', 4, 1e12, 1e12))
   assert known.mfu == pytest.approx(speed.model_flops / speed.step_seconds / 4e12)
   assert 'of the bf16 peak' in known.describe()
+
+
+class Countdown:
+  """Batches of zeros, each after some milliseconds; a position of ten bytes."""
+
+  def iterator(self, batch_size, seed, shard_index, num_shards):
+    assert (shard_index, num_shards) == (0, 1)
+    self.read, self.rows = 0, batch_size
+    return self
+
+  def __next__(self):
+    self.read += 1
+    time.sleep(0.004)
+    return {'x': np.zeros((self.rows, 5), np.float32)}
+
+  def save(self, path):
+    pathlib.Path(path).write_bytes(bytes(10))
+
+
+def test_input_figures_agree():
+  dataset = Countdown()
+  speed = input_speed.measure(dataset, 3, batches=4, repeats=5)
+  assert dataset.read == 1 + 3 + 4 * 5
+  assert len(speed.seconds) == 5 and min(speed.seconds + [speed.first_seconds]) >= 0.004
+  assert (speed.batch_bytes, speed.position_bytes, speed.ratio) == (3 * 5 * 4, 10, None)
+  found = json.loads(json.dumps(speed.as_json()))
+  assert found['examples_per_second'] == pytest.approx(3 * found['batches_per_second'])
+  assert found['batches_per_second'] * speed.batch_seconds == pytest.approx(1)
+  assert 'position in the data 0.0 MB' in speed.describe()
+  step = train_speed.TrainSpeed(
+      'x', devices.known('cpu', 1), {'data': 1}, 3, None, 1, 1, [0.5, 9.0, 0.25], 1.0, 1, 1, 0.0)
+  known = dataclasses.replace(speed, seconds=[0.1], step=step)
+  assert known.ratio == pytest.approx(5)
+  assert 'gives 5.0 times what the train step takes' in known.describe()
+  assert json.loads(json.dumps(known.as_json()))['step']['step_seconds'] == 0.5
 
 
 def test_decoding_figures_agree(decoding):

@@ -11,6 +11,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -296,6 +297,33 @@ def test_batches_that_do_not_fit_are_named(tmp_path, batch, wanted):
 def test_a_dataset_that_ends_is_named(tmp_path):
   with pytest.raises(errors.UserError, match='the dataset ended'):
     run(tmp_path, 5, dataset=RandomDataset(length=3))
+
+
+class SlowObjective(RegressionObjective):
+  """A step takes a large part of a second on the device."""
+
+  def loss_fn(self, params, model_state, batch, rng, step):
+    loss, rest = super().loss_fn(params, model_state, batch, rng, step)
+    work = jax.lax.fori_loop(0, 60, lambda _, x: jnp.tanh(x @ x), jnp.full((512, 512), 1e-3))
+    return loss + 0 * work.sum(), rest
+
+
+def test_batches_are_read_while_steps_run(tmp_path):
+  moments = []
+
+  class Timed(Batches):
+    def __next__(self):
+      moments.append(time.perf_counter())
+      return super().__next__()
+
+  class TimedDataset:
+    def iterator(self, batch_size, seed, shard_index, num_shards):
+      return Timed(batch_size, seed, 0, None)
+
+  run(tmp_path, 8, objective=SlowObjective(), dataset=TimedDataset(), log_every=100,
+      checkpoint_every=100)
+  waits = np.diff(moments)  # the first is that for the first step, which compiles
+  assert min(waits[1:3]) < 0.5 * np.median(waits[3:])  # two steps ahead, then at their pace
 
 
 def test_describe_counts_and_shows_the_batch(tmp_path):

@@ -1,4 +1,6 @@
-"""Times a run's train step, or a language model's decoding, on this machine, with random values.
+"""Times a run's train step, its input, or a language model's decoding, on this machine.
+
+Steps and decoding are timed with random weights and values, input by reading the run's data.
 
 decode --hugging_face also times, in turn with ours, the static-cache `generate` of transformers for
 a decoder of the same size; its Python needs torch and transformers: pip install -e '.[parity]'.
@@ -13,6 +15,7 @@ from musiclm_jax import cli
 EXAMPLES = r"""
 python tools/bench.py train --gin_file=gin/runs/semantic_tiny.gin
 python tools/bench.py train --gin_file=gin/runs/semantic_base.gin --gin.BATCH_SIZE=16 --json=a.json
+python tools/bench.py input --gin_file=gin/runs/semantic_tiny.gin --gin.TOKENS_DIR=data/tokens
 python tools/bench.py decode --gin_file=gin/runs/coarse_tiny.gin --batch_sizes=1,16
 python tools/bench.py decode --gin_file=gin/runs/semantic_base.gin --weights_dtype=int8 \
   --hugging_face --hugging_face_python=/tmp/parity/bin/python
@@ -21,6 +24,11 @@ TRAIN = r"""
 python tools/bench.py train --gin_file=gin/runs/semantic_tiny.gin --steps=20 --repeats=3
 python tools/bench.py train --gin_file=gin/runs/coarse_base.gin \
   --gin_file=gin/topologies/single_device.gin --gin.BATCH_SIZE=16
+"""
+INPUT = r"""
+python tools/bench.py input --gin_file=gin/runs/semantic_tiny.gin --gin.TOKENS_DIR=data/tokens
+python tools/bench.py input --gin_file=gin/runs/mulan_base.gin --gin_file=gin/stages/music_text.gin \
+  --gin.DATA_DIR=data/records --gin.VOCAB_FILE=vocab.txt --gin.BATCH_SIZE=64 --no_step
 """
 DECODE = r"""
 python tools/bench.py decode --gin_file=gin/runs/semantic_tiny.gin --batch_sizes=1,16,64
@@ -44,12 +52,17 @@ def temperature(text: str) -> float:
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
   """Returns the parser of the command's name, and that of each command's flags."""
   parser = cli.parser(__doc__, EXAMPLES)
-  commands = parser.add_subparsers(dest='command', required=True, metavar='{train,decode}')
+  commands = parser.add_subparsers(dest='command', required=True, metavar='{train,input,decode}')
   commands.add_parser('train', help='the real train step', add_help=False)
+  commands.add_parser('input', help='the input pipeline by itself', add_help=False)
   commands.add_parser('decode', help="a language model's decoding", add_help=False)
   train = cli.parser("Times a run's train step on a batch of random values.", TRAIN)
   train.add_argument('--steps', type=cli.positive, default=10,
                      help='steps of each repeat (default: %(default)s)')
+  reading = cli.parser("Times a run's input pipeline by itself, and its train step.", INPUT)
+  reading.add_argument('--batches', type=cli.positive, default=20,
+                       help='batches of each repeat (default: %(default)s)')
+  reading.add_argument('--no_step', action='store_true', help='do not time the train step beside it')
   decode = cli.parser('Times decoding after a random prefix, with random weights.', DECODE)
   decode.add_argument('--batch_sizes', type=batch_sizes, default=[1, 16], metavar='N,N',
                       help='(default: 1,16)')
@@ -64,12 +77,13 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
                       help='of its weights (default: float32)')
   decode.add_argument('--hugging_face_python', metavar='PATH',
                       help='a Python with torch and transformers (default: this one)')
-  for each in (train, decode):
-    each.prog = f'{parser.prog} {"train" if each is train else "decode"}'
+  parsers = {'train': train, 'input': reading, 'decode': decode}
+  for name, each in parsers.items():
+    each.prog = f'{parser.prog} {name}'
     each.add_argument('--repeats', type=cli.positive, default=5,
                       help='timings; medians are given (default: %(default)s)')
     each.add_argument('--json', metavar='FILE', help='file for all figures as well')
-  return parser, {'train': train, 'decode': decode}
+  return parser, parsers
 
 
 def _parse(arguments):
@@ -88,6 +102,15 @@ def _train(flags, run):
   from musiclm_jax.benchmarks import train_speed
 
   yield train_speed.measure(**run, steps=flags.steps, repeats=flags.repeats)
+
+
+def _input(flags, run):
+  from musiclm_jax.benchmarks import input_speed, train_speed
+
+  dataset = run.pop('dataset')
+  step = None if flags.no_step else train_speed.measure(**run, steps=3, repeats=flags.repeats)
+  yield input_speed.measure(
+      dataset, run['batch_size'], flags.batches, flags.repeats, step=step)
 
 
 def _decode(flags, run):
@@ -114,11 +137,15 @@ def main() -> None:
 
   from musiclm_jax import audio, gin_utils, train
 
-  gin_utils.load_without_data(flags.gin_file, bindings)
-  run = gin_utils.arguments(train.train, (
-      'objective', 'optimizer', 'batch_size', 'mesh_shape', 'microbatches', 'average_decay'))
+  names = ['objective', 'optimizer', 'batch_size', 'mesh_shape', 'microbatches', 'average_decay']
+  if command == 'input':
+    names.append('dataset')
+    gin_utils.load(flags.gin_file, ['WORKDIR=unused', *bindings])
+  else:
+    gin_utils.load_without_data(flags.gin_file, bindings)
+  run = gin_utils.arguments(train.train, names)
   found = []
-  for report in (_train if command == 'train' else _decode)(flags, run):
+  for report in {'train': _train, 'input': _input, 'decode': _decode}[command](flags, run):
     print(report.describe(), end='\n\n', flush=True)
     found.append(report.as_json())
   if flags.json:

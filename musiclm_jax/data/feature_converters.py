@@ -22,7 +22,7 @@ class _Waveforms(_Unpacked):
   """A converter whose int16 features, kept small until here, become float32 in [-1, 1)."""
 
   def _convert_features(self, ds, task_feature_lengths):
-    return ds.map(_to_float, num_parallel_calls=tf.data.AUTOTUNE)
+    return ds.map(_to_float)
 
 
 class WaveformFeatureConverter(_Waveforms):
@@ -81,7 +81,7 @@ class TokenFeatureConverter(_Unpacked):
           'decoder_loss_weights': tf.cast(scored, tf.float32),
       }
 
-    return ds.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
+    return ds.map(convert)
 
   def get_model_feature_lengths(self, task_feature_lengths):
     return dict.fromkeys(self.MODEL_FEATURES, sum(task_feature_lengths.values()))

@@ -3,6 +3,7 @@
 Axes: S samples, W MuLan windows, Q levels, T frames, D embedding.
 Randomness comes only through map_over_dataset's stateless seeds, and there is no py_function:
 the position of such a pipeline can be saved (data/datasets.py).
+A step that may drop every record says by its attribute `wanted` what it looks for.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,7 +53,11 @@ def versions_of(kinds: Sequence[str]) -> Preprocessor:
     wanted = tf.reduce_any(example['kinds'][:, None] == tf.constant(list(kinds)), axis=1)
     return example | {name: tf.boolean_mask(example[name], wanted) for name in ('versions', 'kinds')}
 
-  return lambda dataset: choose(dataset).filter(lambda example: tf.size(example['versions']) > 1)
+  def chosen(dataset):
+    return choose(dataset).filter(lambda example: tf.size(example['versions']) > 1)
+
+  chosen.wanted = f'two versions of the kinds {list(kinds)}'
+  return chosen
 
 
 def version_pairs(num_samples: int, max_shift: int) -> Preprocessor:
@@ -117,6 +122,9 @@ def texts_as_captions(source: str) -> Preprocessor:
 def captioned(dataset: tf.data.Dataset) -> tf.data.Dataset:
   """Drops records without a caption."""
   return dataset.filter(lambda example: tf.size(example['captions']) > 0)
+
+
+captioned.wanted = 'a caption'
 
 
 @seqio.map_over_dataset(num_seeds=1)

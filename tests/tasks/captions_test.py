@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from musiclm_jax import audio, errors, text
 from musiclm_jax.data import datasets, feature_converters, vocabularies
-from tasks import audio_folder, captions
+from tasks import audio_folder, captions, sources, waveforms
 
 NUM_FILES = 12
 CROP_SECONDS = 0.05
@@ -77,9 +77,29 @@ def test_the_position_is_restored(setting, tmp_path):
   assert _read(setting, again, 6) == wanted
 
 
+def test_the_waveform_task_reads_it_as_any_records(setting):
+  task = waveforms.waveforms(setting[0], CROP_SECONDS, crops_per_record=2)
+  dataset = datasets.SeqioDataset(
+      task, feature_converters.WaveformFeatureConverter(), num_epochs=1)
+  rows = np.concatenate([batch['waveform'] for batch in dataset.iterator(4)])
+  assert sorted((rows[:, 0] * 32768).astype(int)) == sorted(2 * list(range(NUM_FILES)))
+
+
+def test_clips_without_captions_are_an_error_and_no_endless_search(tmp_path):
+  audio.write(tmp_path / 'a.wav', np.zeros(audio.SAMPLE_RATE))
+  builder = audio_folder.AudioFolder(data_dir=tmp_path / 'data')
+  builder.download_and_prepare(
+      download_config=tfds.download.DownloadConfig(manual_dir=tmp_path))
+  text.train_vocabulary(['a'] * 3, 60, str(tmp_path / 'vocab.txt'))
+  dataset = _dataset((builder.data_dir, str(tmp_path / 'vocab.txt')))
+  with pytest.raises(errors.UserError, match=(
+      f"{builder.data_dir}: no record of split 'train' can be used, .* with a caption")):
+    dataset.iterator(4)
+
+
 def test_several_directories_are_read_as_one(setting):
-  once = captions.list_shards(setting[0])
-  twice = captions.list_shards([setting[0], setting[0]])
+  once = sources.list_shards(setting[0], 'waveforms')
+  twice = sources.list_shards([setting[0], setting[0]], 'waveforms')
   assert len(once['train']) == 3 and twice == {'train': once['train'] * 2}
 
 
@@ -101,16 +121,16 @@ def _copy(directory, to):
 ])
 def test_a_description_that_is_wrong_is_an_error(setting, tmp_path, change, wanted):
   directory = _copy(setting[0], tmp_path / 'copy')
-  path = directory / captions.INFO_FILE
+  path = directory / sources.TFDS_FILE
   path.write_text(json.dumps(json.loads(path.read_text()) | change))
   with pytest.raises(errors.UserError, match=wanted):
-    captions.list_shards(directory)
+    sources.list_shards(directory, 'waveforms')
 
 
 def test_what_is_no_dataset_is_an_error(setting, tmp_path):
   with pytest.raises(errors.UserError, match='has no dataset_info.json, wanted a directory that'):
-    captions.list_shards(tmp_path)
+    captions.captions(tmp_path, None, 1.0, 10)
   directory = _copy(setting[0], tmp_path / 'copy')
-  (directory / captions.INFO_FILE).write_bytes(b'[' * 100_000)
+  (directory / sources.TFDS_FILE).write_bytes(b'[' * 100_000)
   with pytest.raises(errors.UserError, match='does not describe a dataset'):
-    captions.list_shards(directory)
+    sources.list_shards(directory, 'waveforms')

@@ -72,6 +72,13 @@ def test_kinds_that_are_not_there_are_named(directory, kinds):
     melody.melody(directory, 0.05, kinds=kinds)
 
 
+def test_kinds_that_leave_one_version_of_each_are_an_error_and_no_endless_search(directory):
+  dataset = _dataset(directory, ('key',))
+  with pytest.raises(errors.UserError, match=(
+      rf"{directory}: no record of split 'train' can be used, wanted .* two versions of the kinds")):
+    dataset.iterator(2)
+
+
 def test_records_of_another_kind_are_named(tmp_path):
   records.write_shard(tmp_path / records.shard_name('train', 0, 1),
                       [records.waveform_record('a', np.zeros(10))])

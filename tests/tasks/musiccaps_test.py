@@ -14,9 +14,10 @@ import soundfile
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from musiclm_jax import audio, errors, text
+from musiclm_jax import audio, errors, musiccaps, text
 from musiclm_jax.data import datasets, feature_converters, records, vocabularies
-from tasks import captions, musiccaps
+from tasks import captions, sources
+from tasks import musiccaps as musiccaps_builder
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 REAL_CSV = ROOT.parent / 'shared' / 'data' / musiccaps.CSV_FILE
@@ -54,7 +55,7 @@ def _write_clip(path, value, seconds=3.0, rate=24_000):
 
 
 def _build(manual_dir, data_dir, num_shards=None):
-  builder = musiccaps.MusicCaps(data_dir=data_dir)
+  builder = musiccaps_builder.MusicCaps(data_dir=data_dir)
   builder.download_and_prepare(download_config=tfds.download.DownloadConfig(
       manual_dir=manual_dir, num_shards=num_shards))
   return builder
@@ -128,7 +129,7 @@ def test_examples_hold_the_row_and_the_seconds_it_names(dataset):
 
 
 def test_the_files_are_waveform_records(dataset):
-  path, = captions.list_shards(dataset.data_dir)['balanced']
+  path, = sources.list_shards(dataset.data_dir, 'waveforms')['balanced']
   record, = records.read_waveform_shard(path)
   assert record['id'] == '-evalA_0001_30' and record['piece'] == '-evalA_0001'
   assert record['captions'] == ['Ein "schönes" Lied, langsam.']

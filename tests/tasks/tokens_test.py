@@ -146,7 +146,7 @@ def test_another_layout_or_tokenizer_is_named(directory, tmp_path):
     tokens.tokens([directory, second], LAYOUT, 'coarse', 2)
 
 
-@pytest.mark.parametrize('seconds', [0.5, 2.5, 0])
+@pytest.mark.parametrize('seconds', [0.5, 2.5, 0, 1e9])
 def test_crops_are_whole_seconds(directory, seconds):
   with pytest.raises(errors.UserError, match='wanted whole seconds'):
     tokens.tokens(directory, LAYOUT, 'coarse', seconds)

@@ -52,3 +52,10 @@ def test_a_directory_of_other_records_is_an_error(tmp_path):
   records.write_info(tmp_path, {'kind': 'tokens'})
   with pytest.raises(errors.UserError, match='holds tokens records .* wanted waveforms'):
     waveforms.waveforms(tmp_path, 1.0)
+
+
+@pytest.mark.parametrize('seconds', [1e-9, 0, -1, 1e9, float('nan')])
+def test_crops_of_no_length_or_without_end_are_named(tmp_path, seconds):
+  _write(tmp_path, 1)
+  with pytest.raises(errors.UserError, match='wanted a sample or more and at most 600 s'):
+    waveforms.waveforms(tmp_path, seconds)
