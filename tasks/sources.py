@@ -7,12 +7,12 @@ import hashlib
 import itertools
 import json
 import os
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
 import seqio
 import tensorflow as tf
+from etils import epath
 
 from musiclm_jax import audio, errors, token_layout
 from musiclm_jax.data import records
@@ -67,7 +67,7 @@ def list_shards(directories: Directories, kind: str) -> dict[str, list[str]]:
   """Returns {split: paths} of all directories together, each of which must be complete."""
   shards = {}
   for directory in as_list(directories):
-    for split, paths in _list_shards(pathlib.Path(directory), kind).items():
+    for split, paths in _list_shards(epath.Path(directory), kind).items():
       shards.setdefault(split, []).extend(paths)
   if not shards:
     raise errors.UserError(f'{as_list(directories)} hold no records')
@@ -81,10 +81,10 @@ def task_name(prefix: str, directories: Directories, kind: str) -> str:
   """
   digest = hashlib.sha256()
   for directory in as_list(directories):
-    shards = itertools.chain(*_list_shards(pathlib.Path(directory), kind).values())
-    described = [pathlib.Path(directory) / name
+    shards = itertools.chain(*_list_shards(epath.Path(directory), kind).values())
+    described = [epath.Path(directory) / name
                  for name in ('info.json', TFDS_FILE, token_layout.LAYOUT_FILE)]
-    found = {os.path.basename(path): os.path.getsize(path) for path in shards}
+    found = {os.path.basename(path): epath.Path(path).stat().length for path in shards}
     found |= {path.name: path.read_text() for path in described if path.is_file()}
     digest.update(json.dumps(found, sort_keys=True).encode())
   return f'{prefix}_{digest.hexdigest()[:8]}'
@@ -105,10 +105,10 @@ def integers(dtype, rank: int = 1) -> seqio.Feature:
 
 def is_tfds(directory: str | os.PathLike) -> bool:
   """Returns whether `tfds build` made a directory."""
-  return (pathlib.Path(directory) / TFDS_FILE).is_file()
+  return (epath.Path(directory) / TFDS_FILE).is_file()
 
 
-def _list_shards(directory: pathlib.Path, kind: str) -> dict[str, list[str]]:
+def _list_shards(directory: epath.Path, kind: str) -> dict[str, list[str]]:
   """Returns {split: paths} of a directory of records, or of a TFDS dataset where clips are wanted."""
   if kind == 'waveforms' and is_tfds(directory):
     return _tfds_shards(directory)
@@ -116,7 +116,7 @@ def _list_shards(directory: pathlib.Path, kind: str) -> dict[str, list[str]]:
   return {split: records.list_shards(directory, split) for split in records.splits(directory)}
 
 
-def _tfds_shards(directory: pathlib.Path) -> dict[str, list[str]]:
+def _tfds_shards(directory: epath.Path) -> dict[str, list[str]]:
   """Returns {split: paths}; the description is read as JSON, so it can have no code imported."""
   path = directory / TFDS_FILE
   try:

@@ -1,11 +1,12 @@
 """L5. Crops of token records as ids of one stage, for the semantic, coarse and fine models."""
 
 import dataclasses
-import pathlib
+import io
 
 import numpy as np
 import seqio
 import tensorflow as tf
+from etils import epath
 
 from musiclm_jax import errors, token_layout
 from musiclm_jax.data import preprocessors, records
@@ -68,7 +69,7 @@ def _as_used(recorded: token_layout.TokenLayout, layout: token_layout.TokenLayou
 
 def _codebooks(directory: str) -> np.ndarray:
   """Returns float32[Q, K, D], the MuLan quantizer that extract_tokens left beside the records."""
-  path = pathlib.Path(directory) / records.CODEBOOKS_FILE
+  path = epath.Path(directory) / records.CODEBOOKS_FILE
   if not path.exists():
     raise errors.UserError(f'{directory} has no {records.CODEBOOKS_FILE}')
-  return np.load(path, allow_pickle=False).astype(np.float32)
+  return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False).astype(np.float32)

@@ -27,18 +27,20 @@ A token record (TOKENS_DIR/train-..., layout.json, info.json, mulan_codebooks.np
   acoustic_tokens  int64[T_a * Q]       frame-major: [[a0 a1] [b0 b1]] -> a0 a1 b0 b1
 """
 
-import glob
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
+from etils import epath
 
 from musiclm_jax import audio, errors, text
 
 FORMAT_VERSION = 1
+_SHARD = re.compile(r'(.+)-\d{5}-of-(\d{5})\.tfrecord')  # as shard_name makes them
 CODEBOOKS_FILE = 'mulan_codebooks.npy'  # float32[Q, K, D] of the MuLan quantizer
 
 WAVEFORM_FEATURES = {
@@ -119,21 +121,29 @@ def write_shard(path, serialised: Iterable[bytes]) -> int:
 
 
 def list_shards(directory, split: str) -> list[str]:
-  """Returns the sorted shard paths of a split; a missing shard of the set is an error."""
-  paths = sorted(glob.glob(os.path.join(glob.escape(os.fspath(directory)), f'{split}-*.tfrecord')))
+  """Returns the sorted shard paths of a split, gs:// too; a missing shard of the set is an error."""
+  paths = [path for path in _shards(directory) if _split_of(path.name) == split]
   if not paths:
     raise errors.UserError(f'{directory} holds no {split}-*.tfrecord files; '
                            f'its splits are {splits(directory)}')
-  wanted = int(paths[0].removesuffix('.tfrecord').rsplit('-', 1)[1])
+  wanted = int(_SHARD.fullmatch(paths[0].name)[2])
   if len(paths) != wanted:
     raise errors.UserError(f'{directory} holds {len(paths)} of {wanted} {split} shards')
-  return paths
+  return [os.fspath(path) for path in paths]
 
 
 def splits(directory) -> list[str]:
   """Returns the split names of a record directory, sorted."""
-  names = glob.glob(os.path.join(glob.escape(os.fspath(directory)), '*-of-*.tfrecord'))
-  return sorted({os.path.basename(name).rsplit('-', 3)[0] for name in names})
+  return sorted({_split_of(path.name) for path in _shards(directory)})
+
+
+def _shards(directory) -> list[epath.Path]:
+  found = (path for path in epath.Path(directory).iterdir() if _SHARD.fullmatch(path.name))
+  return sorted(found, key=lambda path: path.name)
+
+
+def _split_of(name: str) -> str:
+  return _SHARD.fullmatch(name)[1]
 
 
 def read_waveforms(directory, split: str) -> Iterator[dict]:
@@ -225,8 +235,8 @@ def write_info(directory, info: Mapping) -> None:
 
 def read_info(directory, *kinds: str) -> dict:
   """Returns info.json of a complete directory of 'waveforms', 'melodies' or 'tokens', one of `kinds`."""
-  path = pathlib.Path(directory) / 'info.json'
-  if not pathlib.Path(directory).is_dir():
+  path = epath.Path(directory) / 'info.json'
+  if not path.parent.is_dir():
     raise errors.UserError(f'{directory} does not exist, wanted a directory of records')
   if not path.exists():
     raise errors.UserError(f'{directory} has no info.json: not a directory of records, '

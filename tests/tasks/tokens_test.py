@@ -1,7 +1,12 @@
 """Token crops: the streams start together, ids are the layout's, M is the crop's own."""
 
 import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
 
+import gcs_server
 import numpy as np
 import pytest
 
@@ -150,3 +155,28 @@ def test_another_layout_or_tokenizer_is_named(directory, tmp_path):
 def test_crops_are_whole_seconds(directory, seconds):
   with pytest.raises(errors.UserError, match='wanted whole seconds'):
     tokens.tokens(directory, LAYOUT, 'coarse', seconds)
+
+
+_OF_A_BUCKET = """
+from tasks import tokens
+from tests_layout import LAYOUT
+task = tokens.tokens('gs://music/tokens', LAYOUT, 'coarse', 2.0)
+print(task.source.list_shards('train')[0])
+"""
+
+
+def test_records_of_a_bucket_are_described_and_listed(directory, tmp_path):
+  """Their reading itself is TensorFlow's, which knows Google's servers only."""
+  pytest.importorskip('gcsfs')
+  (tmp_path / 'tests_layout.py').write_text(
+      'from musiclm_jax.token_layout import TokenLayout, TokenStream\n'
+      f'LAYOUT = {LAYOUT!r}\n')
+  with gcs_server.Server(['music']) as server:
+    for path in directory.iterdir():
+      server.put('music', f'tokens/{path.name}', path.read_bytes())
+    root = pathlib.Path(__file__).parents[2]
+    environment = os.environ | server.environment() | {
+        'PYTHONPATH': os.pathsep.join([str(root), str(tmp_path)]), 'JAX_PLATFORMS': 'cpu'}
+    done = subprocess.run([sys.executable, '-c', _OF_A_BUCKET], env=environment, timeout=120,
+                          capture_output=True, text=True)
+  assert done.stdout.strip() == 'gs://music/tokens/train-00000-of-00001.tfrecord', done.stderr
