@@ -10,23 +10,21 @@ WORKDIR afterwards holds:
 
 import contextlib
 import logging
-import os
 import signal
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import optax
-from etils import epath
 from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 from musiclm_jax import (
     checkpoints,
     errors,
+    global_batches,
     metric_writers,
     partitioning,
     run_files,
@@ -58,6 +56,7 @@ def train(
     total_steps: int,
     batch_size: int,
     eval_dataset: base.Dataset | None = None,
+    evaluations: Sequence[base.Evaluation] = (),
     seed: int = 0,
     init_from: str | None = None,
     mesh_shape: tuple[int, int, int] = (-1, 1, 1),
@@ -88,6 +87,7 @@ def train(
     total_steps: when the run is done.
     batch_size: examples per step, over all hosts.
     eval_dataset: held-out batches, or None.
+    evaluations: what else to measure, each at steps of its own and at the end.
     seed: of the parameters, the data order and every random draw.
     init_from: directory of an exported model whose weights a new run starts from; a run that
       already has a checkpoint goes on from that.
@@ -112,7 +112,7 @@ def train(
   partitioning.check_batch_size(batch_size, mesh, microbatches)
   run_files.write(workdir, objective, config_text)
 
-  batches = _Batches(dataset, objective, batch_size, seed, mesh)
+  batches = global_batches.GlobalBatches(dataset, objective, batch_size, seed, mesh)
   averages = average_decay is not None
   wanted = train_state.shapes(objective, optimizer, batch_size, mesh, averages)
   saved = training_checkpoints.TrainingCheckpoints(workdir, max_to_keep)
@@ -128,10 +128,11 @@ def train(
   step = train_step.make_train_step(objective, optimizer, wanted, microbatches, average_decay)
   evaluate = _Evaluation(objective, eval_dataset, batch_size, eval_batches, mesh)
   writer = metric_writers.MetricWriter(workdir, start)
+  others = _OtherEvaluations(objective, evaluations, writer)
   every = _Every(total_steps, log_every, eval_every if eval_dataset else None, checkpoint_every)
   with partitioning.activate(mesh), contextlib.closing(saved), contextlib.closing(writer):
     state = _loop(
-        state, step, batches, saved, evaluate, writer, every,
+        state, step, batches, saved, evaluate, others, writer, every,
         getattr(objective, 'check_metrics', None))
   if export_dir and int(state.step) >= total_steps:
     run_files.export(workdir, export_dir, dtype=export_dtype)
@@ -157,7 +158,8 @@ class _Every(NamedTuple):
   checkpoint: int
 
 
-def _loop(state, take_step, batches, saved, evaluate, writer, every: _Every, check_metrics):
+def _loop(state, take_step, batches, saved, evaluate, others, writer, every: _Every,
+          check_metrics):
   """Returns the state after `every.total` steps, or after the step a signal came in."""
   step = start = int(state.step)
   progress = metric_writers.ProgressLine(start, every.total)
@@ -194,6 +196,8 @@ def _loop(state, take_step, batches, saved, evaluate, writer, every: _Every, che
         writer.scalars(step, {f'eval/{k}': v for k, v in evaluate(state).items()})
         writer.media(step, evaluate.media(state))
         progress.started(step)
+      if not stopping and others(step, last, state):
+        progress.started(step)
   progress.end()
   log.info('reading %d batches took %.1f s, in part while steps ran', batches.count, batches.seconds)
   if stopping:
@@ -214,7 +218,7 @@ def describe(
   partitioning.check_batch_size(batch_size, mesh, microbatches)
   train_step.check_microbatches(objective, microbatches)
   state = train_state.shapes(objective, optimizer, batch_size, mesh, average_decay is not None)
-  batch = _Batches(dataset, objective, batch_size, seed, mesh).next_host_batch()
+  batch = global_batches.GlobalBatches(dataset, objective, batch_size, seed, mesh).next_host_batch()
   count = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
   lines = [
       f'model: {objective.model_name}, {train_state.num_params(state):,} parameters',
@@ -227,66 +231,6 @@ def describe(
   return '\n'.join(lines)
 
 
-class _Batches:
-  """Global batches of a dataset, checked against what the objective eats.
-
-  As a training_checkpoints.Position it is the iterator's own and the seed that the iterator had. A
-  batch is read when it is asked for, so the position is always that of the batches given out.
-  `count` and `seconds` say how many that were, and how long the loop was held up by them.
-  """
-
-  def __init__(self, dataset, objective, batch_size, seed, mesh):
-    index, num_shards = partitioning.host_shard(mesh)
-    rows = batch_size // num_shards
-    self.shard = f'shard_{index}_of_{num_shards}_batch_{rows}'
-    self.is_owner = jax.process_index() == partitioning.shard_owner(mesh)
-    self._make_iterator = lambda seed: dataset.iterator(rows, seed, index, num_shards)
-    self._wanted = objective.input_shapes(rows)
-    self._batch_size, self._mesh = batch_size, mesh
-    self._run_seed = seed
-    self.count, self.seconds = 0, 0.0
-    self._start(seed)
-
-  def _start(self, seed: int) -> None:
-    self._seed, self._iterator = seed, self._make_iterator(seed)
-
-  def save(self, folder: epath.Path) -> None:
-    (folder / 'seed').write_text(str(self._seed))
-    self._iterator.save(os.fspath(folder / 'position'))
-
-  def restore(self, folder: epath.Path) -> None:
-    seed = int((folder / 'seed').read_text())
-    if seed != self._seed:
-      self._start(seed)
-    self._iterator.restore(os.fspath(folder / 'position'))
-
-  def start_anew(self, step: int) -> None:
-    self._start(int(np.random.SeedSequence([self._run_seed, step]).generate_state(1)[0]) // 2)
-
-  def next_host_batch(self) -> dict[str, np.ndarray]:
-    """Returns this host's rows of the next batch."""
-    try:
-      batch = {name: np.asarray(array) for name, array in next(self._iterator).items()}
-    except StopIteration:
-      raise errors.UserError('the dataset ended: it has no full batch left') from None
-    for name, wanted in self._wanted.items():
-      if name not in batch:
-        raise errors.UserError(f'the dataset gives {sorted(batch)}, the objective wants {name!r}')
-      got = batch[name]
-      if got.shape != wanted.shape or got.dtype != wanted.dtype:
-        raise errors.UserError(
-            f'the dataset gives {name!r} as {got.dtype}{list(got.shape)},'
-            f' the objective wants {wanted.dtype}{list(wanted.shape)}'
-        )
-    return {name: batch[name] for name in self._wanted}
-
-  def __next__(self) -> dict[str, jax.Array]:
-    start = time.perf_counter()
-    batch = partitioning.global_batch(self.next_host_batch(), self._batch_size, self._mesh)
-    self.count, self.seconds = self.count + 1, self.seconds + time.perf_counter() - start
-    return batch
-
-
 class _Evaluation:
   """Mean metrics, and media, over the same held-out batches every time."""
 
@@ -297,7 +241,7 @@ class _Evaluation:
     self._step = jax.jit(eval_step, out_shardings=partitioning.replicated(mesh))
     self._media_fn = getattr(objective, 'media_fn', None)
     self._num_batches = num_batches
-    self._batches = lambda: _Batches(dataset, objective, batch_size, _EVAL_SEED, mesh)
+    self._batches = lambda: global_batches.GlobalBatches(dataset, objective, batch_size, _EVAL_SEED, mesh)
 
   def __call__(self, state: train_state.TrainState) -> dict[str, float]:
     batches = self._batches()
@@ -315,6 +259,27 @@ class _Evaluation:
         name: (kind, partitioning.to_host(clips), rate)
         for name, (kind, clips, rate) in media.items()
     }
+
+
+class _OtherEvaluations:
+  """Evaluations at steps of their own, by the first host alone and on one of its devices."""
+
+  def __init__(self, objective, evaluations: Sequence[base.Evaluation], writer):
+    self._objective, self._evaluations, self._writer = objective, evaluations, writer
+
+  def __call__(self, step: int, last: bool, state: train_state.TrainState) -> bool:
+    """Returns whether there was one to make."""
+    due = [each for each in self._evaluations if last or step % each.every == 0]
+    if not due:
+      return False
+    variables = partitioning.to_host({'params': state.trained, **state.model_state})
+    if jax.process_index() == 0:
+      with partitioning.activate(partitioning.make_mesh(devices=jax.local_devices()[:1])):
+        for each in due:
+          metrics, media = each(self._objective, variables)
+          self._writer.scalars(step, {f'{each.name}/{key}': value for key, value in metrics.items()})
+          self._writer.media(step, {f'{each.name}/{key}': value for key, value in media.items()})
+    return True
 
 
 def _means(window: list[dict[str, jax.Array]]) -> dict[str, float]:

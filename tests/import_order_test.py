@@ -19,7 +19,7 @@ LAYERS = {
     'musiclm_jax.checkpoints': 3, 'musiclm_jax.training_checkpoints': 3,
     'musiclm_jax.metric_writers': 3,
     'musiclm_jax.compile_reports': 3, 'musiclm_jax.run_files': 3, 'musiclm_jax.codec': 3, 'musiclm_jax.train_step': 3,
-    'musiclm_jax.audio_tokenizer': 3, 'musiclm_jax.generation': 3,
+    'musiclm_jax.audio_tokenizer': 3, 'musiclm_jax.global_batches': 3, 'musiclm_jax.generation': 3,
     'musiclm_jax.train': 4, 'musiclm_jax.fit_quantizers': 4,
     'musiclm_jax.fit_mapper': 4,
     'musiclm_jax.prepare_audio': 4, 'musiclm_jax.generate': 4, 'musiclm_jax.corpus': 4,

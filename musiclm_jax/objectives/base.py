@@ -1,4 +1,4 @@
-"""L2. What the training loop asks of a model: the Objective and Dataset protocols.  Axes: B batch.
+"""L2. What the training loop asks for: the Objective, Dataset and Evaluation protocols.  Axes: B batch.
 
 An objective is a frozen dataclass that pairs a model with its loss.  It holds no parameters: they
 come in and go out.  A new model brings an objective, never a second loop.
@@ -79,4 +79,19 @@ class Dataset(Protocol):
     """Returns an iterator over shard `shard_index` of `num_shards` (one shard per host).
 
     `batch_size` is what each yielded batch holds: this host's share of the global batch.
+    """
+
+
+@runtime_checkable
+class Evaluation(Protocol):
+  """What a run measures, beside the loss of held-out batches, with models and data of its own."""
+
+  name: str  # of its metrics: NAME/METRIC
+  every: int  # steps
+
+  def __call__(self, objective: Objective, variables: PyTree
+               ) -> tuple[dict[str, float], dict[str, tuple[str, np.ndarray, int]]]:
+    """Returns (metrics, media as of media_fn) of the objective's model; on one host and device.
+
+    `variables` are {'params': .., **model_state}, on the host.
     """
