@@ -213,8 +213,9 @@ def _parse_weights(weights: bytes, path: epath.Path) -> dict[str, np.ndarray]:
 
 
 def _read_description(path: epath.Path) -> dict[str, Any]:
+  content = _read(path)
   try:
-    description = json.loads(_read(path).decode())
+    description = json.loads(content.decode())
   except (ValueError, RecursionError) as error:
     raise errors.UserError(f'{path} is not JSON: {error}') from error
   if not isinstance(description, dict):

@@ -221,8 +221,12 @@ class MusicLM:
     vector = music_tokens.embed_music(self.models['mulan'], style) if styled else None
     codes = [self.mulan_codes([story.text_at(start) for story in told], vector, style_weight)
              for start in starts]
+    overlaps = {story.overlap for story in told}
+    if len(overlaps) > 1:
+      raise errors.UserError(f'stories of one batch have overlaps {overlaps}, wanted the same')
     conditions = stages.Conditions(
-        np.concatenate(codes, axis=1), (0, *(before + start for start in starts[1:])), given)
+        np.concatenate(codes, axis=1), (0, *(before + start for start in starts[1:])),
+        overlaps.pop(), given)
     keys = stages.example_keys(seed, len(prompts))
     run = stages.Run(
         self.samplers, conditions, before + int(np.ceil(seconds)), keys, how, tick)

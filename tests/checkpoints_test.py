@@ -178,11 +178,17 @@ def test_broken_files_are_named_and_nothing_is_run(exported, tmp_path):
   config.write_text('[]')
   with pytest.raises(errors.UserError, match='wanted a JSON object'):
     checkpoints.load_model(exported)
-  config.unlink()
-  with pytest.raises(errors.UserError, match='it has no config.json'):
-    checkpoints.load_model(exported)
-  with pytest.raises(errors.UserError, match='nowhere does not exist'):
-    checkpoints.load_model(tmp_path / 'nowhere')
+
+
+def test_what_is_missing_is_not_called_broken(exported, tmp_path):
+  (exported / 'config.json').unlink()
+  for directory, wanted in (
+    (exported, f'{exported} is not an exported model: it has no config.json'),
+    (tmp_path / 'nowhere', f'{tmp_path}/nowhere does not exist, wanted a directory of an exported model'),
+  ):
+    with pytest.raises(errors.UserError) as raised:
+      checkpoints.load_model(directory)
+    assert str(raised.value) == wanted
 
 
 def test_bfloat16_parses():

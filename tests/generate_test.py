@@ -235,6 +235,21 @@ def test_a_story_changes_when_it_says_so(musiclm):
   assert np.abs(same[5 * 24_000:] - other[5 * 24_000:]).max() > 1e-3
 
 
+def test_without_overlap_a_section_hears_nothing_of_the_one_before(musiclm):
+  def semantic(first, overlap):
+    codes = musiclm.mulan_codes([first, 'slow'])
+    conditions = stages.Conditions(codes.reshape(1, 2, -1), (0, 4), overlap)
+    run = stages.Run(musiclm.samplers, conditions, 6, stages.example_keys(0, 1))
+    run.at_once()
+    return run.streams['semantic'].between(4, 6)
+
+  np.testing.assert_array_equal(semantic('slow piano', 0), semantic('slow', 0))
+  assert np.any(semantic('slow piano', None) != semantic('slow', None))
+  with pytest.raises(errors.UserError, match='wanted the same'):
+    stories = [generate.Story(((0, 'slow'),), overlap) for overlap in (0, 1)]
+    musiclm.generate(stories, seconds=1)
+
+
 def test_style_takes_the_place_of_the_prompt_or_is_blended_in(musiclm):
   music = 0.3 * np.random.default_rng(0).standard_normal(48_000).astype(np.float32)
   vector = generate.music_tokens.embed_music(musiclm.models['mulan'], music)

@@ -6,7 +6,8 @@ _EXAMPLES = """
 tools/evaluate_generation.py --output=modes
 tools/evaluate_generation.py --model=models --seconds=240 --num_samples=8 --output=modes
 """
-_STORY = '0:00 calm solo piano; 0:20 fast drums; 0:40 slow organ'
+_STORY = ('0:00 A calm solo piano piece; 0:15 A fast rock song with distorted guitar and drums; '
+          '0:30 A calm solo piano piece')
 
 
 def _parse():
@@ -17,6 +18,7 @@ def _parse():
                       help='of the long piece (default: 120)')
   parser.add_argument('--prompt', default='A calm solo piano piece', help='of the long piece')
   parser.add_argument('--story', default=_STORY, help=f'as generate.py takes it (default: {_STORY})')
+  parser.add_argument('--story_overlap', type=cli.count, help='as generate.py takes it')
   parser.add_argument('--num_samples', type=cli.positive, default=4,
                       help='stories and continuations (default: 4)')
   parser.add_argument('--output', required=True, help='folder for the wavs')
@@ -38,9 +40,8 @@ def _long(musiclm, args, evaluation, save) -> None:
 
 
 def _story(musiclm, args, evaluation, stories, save) -> None:
-  story = stories.load(args.story)
-  length = story.starts[-1] + max(story.starts[-1] - story.starts[-2], 10) if len(story.starts) > 1 else 20
-  waveforms = musiclm.generate([story] * args.num_samples, seconds=length, progress=True)
+  story = stories.load(args.story, args.story_overlap)
+  waveforms = musiclm.generate([story] * args.num_samples, seconds=story.seconds, progress=True)
   for i, waveform in enumerate(waveforms):
     save(f'story-{i + 1}', waveform)
   print('mean cosine of each section (row) with each text (column):')

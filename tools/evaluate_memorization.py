@@ -2,7 +2,7 @@
 
 The stage gets the music tokens of a crop and its first T semantic tokens, and goes on greedily for 5 s
 (125 tokens). Approximate matches are sequences whose histograms of tokens are nearer than tau, which is
-calibrated on permuted pairs. The same for a held-out split is what a model without memory would do.
+calibrated on permuted pairs. A held-out split with the same --tau shows what comes without memory.
 """
 
 import sys
@@ -12,7 +12,7 @@ from musiclm_jax import cli
 _EXAMPLES = """
 python tools/evaluate_memorization.py --waveforms=data/records --num_examples=128
 python tools/evaluate_memorization.py --tokens=data/tokens --split=train --model=models --json=memorization.json --plot=memorization.png
-python tools/evaluate_memorization.py --tokens=data/tokens --split=validation --model=models --prompt_tokens=0,250 --num_examples=10000
+python tools/evaluate_memorization.py --tokens=data/tokens --split=validation --model=models --tau=0.85 --num_examples=10000
 """  # noqa: E501
 
 
@@ -38,7 +38,10 @@ def _parse():
   parser.add_argument('--permutations', type=cli.positive, default=16,
                       help='permuted pairs an example and T, for tau (default: %(default)s)')
   parser.add_argument('--false_positives', type=float, default=1e-4,
-                      help='share of permuted pairs that may be nearer than tau (default: %(default)s)')
+                      help='less than this share of permuted pairs is nearer than tau (default: %(default)s)')
+  parser.add_argument('--tau', type=float,
+                      help='cost below which two sequences match, to compare with another report '
+                           '(default: calibrated)')
   parser.add_argument('--regularisation', type=float, default=0.01,
                       help="Sinkhorn's, in mean distances of two centroids (default: %(default)s)")
   parser.add_argument('--max_iterations', type=cli.positive, default=2000,
@@ -65,7 +68,7 @@ def main() -> None:
   comparison_report.check_outputs(outputs)
   settings = memorization.Settings(
       prompt_tokens=args.prompt_tokens, new_tokens=args.new_tokens, num_examples=args.num_examples,
-      permutations=args.permutations, false_positives=args.false_positives,
+      permutations=args.permutations, false_positives=args.false_positives, tau=args.tau,
       batch_size=args.batch_size, seed=args.seed,
       transport=optimal_transport.Sinkhorn(args.regularisation, max_iterations=args.max_iterations))
   stage = semantic_crops.SemanticStage.load(args.model)

@@ -8,7 +8,7 @@ _EXAMPLES = """
 tools/generate.py --prompt="A calm solo piano piece in a minor key" --output=piano.wav
 tools/generate.py --prompt="Fast rock with distorted guitar" --output=rock.wav --seconds=20 --plot
 tools/generate.py --prompt="Lo-fi hip hop beat" --output=beat.wav --num_samples=8 --keep_best=2
-tools/generate.py --story="0:00 calm piano; 0:15 drums enter; 0:30 loud rock" --output=story.wav
+tools/generate.py --story="0:00 A calm solo piano piece; 0:15 A fast rock song" --story_overlap=0 --output=story.wav
 tools/generate.py --continue_from=piano.wav --output=more.wav --seconds=20
 tools/generate.py --style_audio=rock.wav --prompt="Solo piano" --style_weight=0.3 --output=both.wav
 tools/generate.py --prompt="Ambient" --seconds=600 --stream --output=- | ffplay -
@@ -24,6 +24,9 @@ def _parse(argv):
   what.add_argument('--prompt', help='what the music should be, in English')
   what.add_argument('--story', help='texts that change over time: "0:00 calm piano; 0:15 drums enter", '
                                     'or a tsv, csv or json file of start and text')
+  what.add_argument('--story_overlap', type=cli.count, metavar='SECONDS',
+                    help='of the music before that is heard where a text begins; less makes changes '
+                         'clearer (default: half a window, as in the paper)')
   what.add_argument('--continue_from', metavar='WAV',
                     help='music to go on from; without --prompt, in its own style')
   what.add_argument('--style_audio', metavar='WAV',
@@ -113,7 +116,7 @@ def _one_prompt(args):
     raise errors.UserError('the prompt is empty, wanted a description of the music')
   seconds = 10.0 if args.seconds is None else args.seconds
   if args.story is not None:
-    prompt = stories.load(args.story)
+    prompt = stories.load(args.story, args.story_overlap)
     seconds = prompt.seconds if args.seconds is None else seconds
   request = one_prompt.Request(
       prompt, seconds, args.seed, _sampling(args, generate), args.style_audio, args.style_weight,

@@ -58,11 +58,14 @@ class Conditions:
   """What the music of a batch is to be.
 
   mulan: codes int32[B, C, Q], those of section c from second changes[c] on; changes[0] is 0.
+  overlap: seconds of the music before that are heard where a section begins; None for as much as
+    windows always hear (half their length, as in the paper).
   given: {'semantic', 'acoustic'}: codes int32[T, Q] of whole seconds that every example goes on from.
   """
 
   mulan: np.ndarray
   changes: tuple[int, ...] = (0,)
+  overlap: int | None = None
   given: Mapping[str, np.ndarray] | None = None
 
   def at(self, second: int) -> np.ndarray:
@@ -109,6 +112,8 @@ class Run:
     lengths = {name: int(stage.seconds) for name, stage in self._stages.items()}
     # A window of the acoustic stages is never cut short: their prefix has its trained length.
     self.seconds = max(seconds, lengths['coarse'], lengths['fine'])
+    if conditions.overlap is not None:  # nor is the window where a section begins
+      self.seconds = max(self.seconds, conditions.changes[-1] + max(lengths.values()))
     given = self._given()
     self.streams = {
         name: _Stream(stage.target, len(keys), self.seconds, given.get(name))
@@ -118,7 +123,8 @@ class Run:
              'fine': lengths['fine']}
     self._windows = {
         name: windows.sliding(self.seconds, lengths[name], steps[name], begin,
-                              conditions.changes if _hears_prompt(stage) else ())
+                              conditions.changes if _hears_prompt(stage) else (),
+                              conditions.overlap)
         for name, stage in self._stages.items()}
     self._done = dict.fromkeys(token_layout.STAGES, 0)
     self._keys = {name: _folded(keys, i) for i, name in enumerate(token_layout.STAGES)}

@@ -18,12 +18,18 @@ class Story:
   """Texts, each from its start second to the start of the next one; the first starts at 0.
 
     Story(((0, 'calm piano'), (15, 'drums enter')))
+
+  overlap: seconds of the music before that the stages hear where a section begins; None for as much
+    as they always do (half a window, as in the paper). Less makes changes clearer.
   """
 
   sections: tuple[tuple[int, str], ...]
+  overlap: int | None = None
 
   def __post_init__(self):
     starts = self.starts
+    if self.overlap is not None and self.overlap < 0:
+      raise errors.UserError(f'the overlap is {self.overlap} s, wanted 0 or more')
     if not starts or starts[0] != 0:
       raise errors.UserError(f'the story starts at {starts[0] if starts else "no"} s, wanted 0:00')
     for before, after in zip(starts, starts[1:], strict=False):
@@ -49,7 +55,7 @@ class Story:
     return [text for start, text in self.sections if start <= second][-1]
 
 
-def load(story: str) -> Story:
+def load(story: str, overlap: int | None = None) -> Story:
   """Returns a story: of a tsv, csv or json file, or as it is written on a command line.
 
     '0:00 calm piano; 0:15 drums enter'
@@ -57,12 +63,12 @@ def load(story: str) -> Story:
     json:      [{"start": 0, "text": "calm piano"}, ..] or [[0, "calm piano"], ..]
   """
   if os.path.isfile(story):
-    return Story(tuple((_second(start), text) for start, text in _rows_of_file(story)))
+    return Story(tuple((_second(start), text) for start, text in _rows_of_file(story)), overlap)
   sections = [_INLINE.fullmatch(part) for part in story.split(';') if part.strip()]
   if not sections or not all(sections):
     raise errors.UserError(f'story {story[:80]!r} is neither a file nor of the form '
                            '"0:00 calm piano; 0:15 drums enter"')
-  return Story(tuple((_second(match[1]), match[2]) for match in sections))
+  return Story(tuple((_second(match[1]), match[2]) for match in sections), overlap)
 
 
 def _rows_of_file(path: str) -> Iterable[tuple]:

@@ -11,6 +11,7 @@ STORY = stories.Story(((0, 'calm piano'), (15, 'drums enter'), (75, 'loud rock, 
 def test_command_line():
   assert stories.load('0:00 calm piano; 0:15 drums enter;1:15 loud rock, with guitar') == STORY
   assert stories.load('0 calm piano ; 15 drums enter; 0:01:15   loud rock, with guitar; ') == STORY
+  assert stories.load('0 a', 2) == stories.Story(((0, 'a'),), overlap=2)
   assert stories.load('0:00 静か').texts == ('静か',)
 
 
