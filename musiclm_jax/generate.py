@@ -107,6 +107,11 @@ class MusicLM:
     """Returns the stage layout that the language model called `name` was trained with."""
     return self.layout.stage(name, self.models[name].extra['seconds'])
 
+  def check_sampling(self, how: Sampling) -> None:
+    """Raises an error for guidance of a stage that was not trained to be guided."""
+    stages.check_sampling(how, {name: self.stage(name) for name in token_layout.STAGES}, {
+        name: self.models[name].extra.get('condition_dropout', 0) for name in token_layout.STAGES})
+
   def unheard(self, prompt: str) -> list[str]:
     """Returns what of the prompt does not reach the music, in sentences; [] when all of it does."""
     ids = self.tokenizer.tokenize(prompt)
@@ -213,8 +218,7 @@ class MusicLM:
     styled = style is not None
     for story in told:
       check_request([t for t in story.texts if not (styled and not t.strip())], seconds)
-    stages.check_sampling(how, {name: self.stage(name) for name in token_layout.STAGES}, {
-        name: self.models[name].extra.get('condition_dropout', 0) for name in token_layout.STAGES})
+    self.check_sampling(how)
     given = None if continue_from is None else self._hear(continue_from)
     before = 0 if given is None else len(given['semantic']) // self.layout.semantic.frame_rate
     starts = sorted({start for story in told for start in story.starts})

@@ -109,6 +109,9 @@ def _one_prompt(args):
   from musiclm_jax.generation import stories
   from musiclm_jax.generation_jobs import one_prompt
 
+  for name, default in (('batch_size', 8), ('format', 'wav'), ('shard', None)):
+    if getattr(args, name) != default:
+      raise errors.UserError(f'--{name} applies with --prompts only')
   if args.story is not None and args.prompt is not None:
     raise errors.UserError('both --prompt and --story are given, wanted one of them')
   prompt = args.prompt or ''

@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from musiclm_jax import errors, generate, token_layout
-from musiclm_jax.generation import stages
+from musiclm_jax import errors, generate
 from musiclm_jax.generation_jobs import audio_files, jobs, object_store, prompts, reports, stop
 
 log = logging.getLogger(__name__)
@@ -95,9 +94,7 @@ class _Maker:
                settings: Mapping[str, Any]):
     self._job, self._musiclm, self._store, self._there = job, musiclm, store, there
     self.failed: list[prompts.Prompt] = []
-    stages.check_sampling(
-        job.how, {name: musiclm.stage(name) for name in token_layout.STAGES},
-        {name: musiclm.models[name].extra.get('condition_dropout', 0) for name in token_layout.STAGES})
+    musiclm.check_sampling(job.how)
     settings = {**settings, 'model': musiclm.fingerprint}
     if not store.create(reports.JOB_FILE, reports.to_json(settings)):
       jobs.check_same(reports.read_json(store, reports.JOB_FILE), settings, store.url)

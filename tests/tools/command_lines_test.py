@@ -68,6 +68,7 @@ BAD_INPUT = [
     ('inspect_task.py', ['--task=semantic', '--data_dir={folder}', '--models=a', OUT],
      'which semantic examples have none of'),
     ('generate.py', ['--prompt=a', '--story=0:00 b', WAV], 'both --prompt and --story'),
+    ('generate.py', ['--prompt=a', '--shard=0/2', WAV], '--shard applies with --prompts only'),
     ('generate.py', ['--story=0:05 b', WAV], 'the story starts at 5 s, wanted 0:00'),
     ('generate.py', ['--prompt=piano', '--continue_from={folder}/none.wav', WAV],
      'none.wav does not exist'),
