@@ -68,3 +68,11 @@ def system(tmp_path_factory):
   import small_system
 
   return small_system.export(tmp_path_factory.mktemp('system'))
+
+
+@pytest.fixture(scope='session')
+def musiclm(system):
+  """Returns that system, loaded."""
+  from musiclm_jax import generate
+
+  return generate.MusicLM.from_pretrained(system)

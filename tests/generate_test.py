@@ -17,11 +17,6 @@ from musiclm_jax.generation import stages
 from musiclm_jax.models import mapper
 
 
-@pytest.fixture(scope='module')
-def musiclm(system):
-  return generate.MusicLM.from_pretrained(system)
-
-
 @pytest.mark.parametrize('seconds', [1.0, 4.5])
 def test_length_is_what_was_asked(musiclm, seconds):
   waveforms = musiclm.generate(['slow piano'], seconds=seconds)

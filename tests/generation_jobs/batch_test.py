@@ -29,11 +29,6 @@ last\tmusic\t\t
 
 
 @pytest.fixture(scope='module')
-def musiclm(system):
-  return generate.MusicLM.from_pretrained(system)
-
-
-@pytest.fixture(scope='module')
 def table(tmp_path_factory):
   path = tmp_path_factory.mktemp('in') / 'prompts.tsv'
   path.write_text(PROMPTS, encoding='utf-8')

@@ -28,7 +28,8 @@ DECODER = transformer.DecoderConfig(
 def _export(directory, name, config, module, *inputs, **options):
   rngs = {key: jax.random.key(1) for key in ('params', 'dropout')}
   method = options.pop('method', None)
-  variables = dict(nn.unbox(module.init(rngs, *inputs, method=method)))
+  init = jax.jit(lambda: module.init(rngs, *inputs, method=method))  # eagerly it takes long
+  variables = dict(nn.unbox(init()))
   if 'codebooks' in variables:  # they start empty: training fills them
     variables['codebooks'] = jax.tree.map(
         lambda x: jax.random.normal(jax.random.key(2), x.shape) if x.ndim > 1 else x,

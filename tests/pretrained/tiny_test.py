@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from musiclm_jax import audio, checkpoints, errors, generate, sampling, token_layout
+from musiclm_jax.generation_jobs import one_prompt
 from musiclm_jax.models import transformer
 from musiclm_jax.objectives import losses
 from musiclm_jax.objectives import mulan as mulan_objective
@@ -103,8 +104,8 @@ def test_different_prompts_get_different_music_tokens(musiclm):
 def test_prompt_and_seed_decide_the_file(tmp_path):
   """Different prompts give different music; the same seed gives the same file, byte for byte."""
   def make(name, prompt, seed):
-    generate.generate_files(
-        prompt=prompt, output=str(tmp_path / name), seconds=1.0, seed=seed)
+    one_prompt.generate_files(
+        one_prompt.Request(prompt, seconds=1.0, seed=seed), str(tmp_path / name))
     return (tmp_path / name).read_bytes()
 
   piano = make('a.wav', 'a calm solo piano piece', 0)

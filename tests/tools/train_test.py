@@ -107,7 +107,8 @@ def test_train_then_export_then_load_and_start_from_it(folder):
   done = tool(folder, 'train.py', *run)
   lines = done.stderr.splitlines()
   assert lines[0].startswith('semantic: ') and 'step 0 of 2' in lines[0], done.stderr
-  assert [line.split('  ')[0] for line in lines[1:]] == ['step 1/2', 'step 2/2'], done.stderr
+  assert [line.split('  ')[0] for line in lines[1:3]] == ['step 1/2', 'step 2/2'], done.stderr
+  assert len(lines) == 4 and lines[3].startswith('reading 2 batches took '), done.stderr
   assert done.stdout == ''
 
   workdir = folder / 'run'
@@ -119,7 +120,8 @@ def test_train_then_export_then_load_and_start_from_it(folder):
   assert done.stderr.startswith('exported step 3') and done.stderr.count('\n') == 1, done.stderr
   model = checkpoints.load_model(output)
   assert done.stdout.strip() == f'{output}: step 3, sha256 {model.fingerprint}'
-  assert (model.name, model.extra) == ('semantic', {'step': 3, 'seconds': 1.0})
+  assert (model.name, model.extra) == (
+      'semantic', {'step': 3, 'seconds': 1.0, 'condition_dropout': 0.0})
   assert model.config.num_layers == 1
   step, variables = training_checkpoints.read_variables(workdir)
   assert step == 3
