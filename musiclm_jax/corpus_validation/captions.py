@@ -37,9 +37,9 @@ def read(input_dir: str, path: str | None, own: Mapping[str, Sequence[str]]) -> 
 
   The table at `path` counts, or one of text.TABLES in the folder where the corpus has no captions.
   """
-  found = Captions({name: [line for value in values if (line := _line(value))]
+  found = Captions({name: [line for value in values if (line := text.one_line(value))]
                     for name, values in own.items()})
-  found.empty = [name for name, values in own.items() for value in values if not _line(value)]
+  found.empty = [name for name, values in own.items() for value in values if not text.one_line(value)]
   if any(own.values()):
     if path:
       raise errors.UserError(f'{input_dir} has captions of its own: leave out {path}')
@@ -64,7 +64,7 @@ def _with_table(found: Captions, path: str) -> Captions:
     # Accented letters may be written composed or not, as file systems differ in it.
     where = pathlib.PurePosixPath(row['path']).as_posix()
     name = names.get(where) or names.get(unicodedata.normalize('NFC', where))
-    caption = _line(row['caption'])
+    caption = text.one_line(row['caption'])
     if name is None:
       found.without_file.append(row['path'])
     elif not caption:
@@ -148,10 +148,6 @@ def _signatures(shingles: Sequence[frozenset[int]]) -> np.ndarray:
 
 def _normal(caption: str) -> str:
   return re.sub(r'[\s.!]+$', '', caption.casefold())
-
-
-def _line(caption: str) -> str:
-  return ' '.join(text.readable(caption).split())
 
 
 def _counts(values: Iterable[int]) -> dict[str, int]:

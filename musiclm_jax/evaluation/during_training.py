@@ -5,6 +5,7 @@ few clips say whether a run goes up or down, not how good a system is: tools/eva
 """
 
 import dataclasses
+import functools
 import logging
 import os
 from collections.abc import Mapping
@@ -48,10 +49,11 @@ class GeneratedMusic:
     directory = os.fspath(models_dir or generate.TINY)
     self._musiclm = generate.MusicLM.from_pretrained(directory)
     self._mulan = embeddings.of_mulan(self._musiclm.models['mulan'])
-    self._embedding = embeddings.load(embedding, embeddings.directory(embedding, directory, {}))
+    self._embedding = self._mulan if embedding == self._mulan.name else embeddings.load(
+        embedding, embeddings.directory(embedding, directory, {}))
     self._prompts, clips = _captioned(waveforms, split, num_clips)
     length = round(seconds * self._musiclm.sample_rate)
-    self._reference = _moments(self._embedding, [clip[:length] for clip in clips])
+    self._reference = _moments([self._embedding(clip[:length]) for clip in clips])
     log.info('%s', frechet.warning(self._reference) or f'{self.name}: enough clips for FAD')
 
   def __call__(self, objective: Any, variables: Mapping[str, Any]
@@ -62,10 +64,11 @@ class GeneratedMusic:
     """
     musiclm = self._with(objective, variables)
     waveforms = musiclm.generate(self._prompts, seconds=self._seconds, seed=self._seed)
-    agreement = mcc.agreement(
-        musiclm.embed_text(self._prompts),
-        np.stack([music_tokens.unit_mean(self._mulan(waveform)) for waveform in waveforms]))
-    distance = frechet.distance(_moments(self._embedding, waveforms), self._reference)
+    heard = [self._mulan(waveform) for waveform in waveforms]
+    agreement = mcc.agreement(musiclm.embed_text(self._prompts),
+                              np.stack([music_tokens.unit_mean(rows) for rows in heard]))
+    points = heard if self._embedding is self._mulan else list(map(self._embedding, waveforms))
+    distance = frechet.distance(_moments(points), self._reference)
     metrics = {'mcc': agreement.cosine, 'mcc_permuted': agreement.permuted,
                f'fad_{self._embedding.name}': distance}
     return metrics, {'music': ('audio', waveforms[:self._shown], musiclm.sample_rate)}
@@ -99,8 +102,5 @@ def _captioned(waveforms: str, split: str, count: int) -> tuple[list[str], list[
                          f'wanted num_clips, {count}')
 
 
-def _moments(embedding, waveforms) -> frechet.Moments:
-  folds = frechet.Folds()
-  for waveform in waveforms:
-    folds.add(frechet.Moments.of(embedding(waveform)))
-  return folds.total()
+def _moments(points: list[np.ndarray]) -> frechet.Moments:
+  return functools.reduce(frechet.Moments.__add__, map(frechet.Moments.of, points))

@@ -85,16 +85,17 @@ def generate_files(
   musiclm = _loaded(request, model, text_mapper, weights_dtype)
   prompts = [request.prompt] * num_samples
   waveforms = musiclm.generate(prompts, seed=request.seed, progress=True, **request.music())
-  scores = musiclm.similarity(prompts, waveforms) if request.prompt else np.full(num_samples, np.nan)
+  described = metadata or bool(keep_best)
+  scores = musiclm.similarity(prompts, waveforms) if described and request.prompt else None
   order = np.argsort(-scores, kind='stable')[:kept] if keep_best else np.arange(num_samples)
   for name, i in zip(outputs, order, strict=True):
     audio.write(name, waveforms[i], musiclm.sample_rate, overwrite=True)
     log.info('wrote %s%s', name, f', similarity {scores[i]:.3f}' if keep_best else '')
     if plot:
       _write_plot(name, waveforms[i], musiclm.sample_rate, request.prompt)
-    if metadata or keep_best:
+    if described:
       about = _about(request, musiclm) | {'sample': int(i)}
-      about |= {'similarity': round(float(scores[i]), 4)} if request.prompt else {}
+      about |= {} if scores is None else {'similarity': round(float(scores[i]), 4)}
       _write_json(name, about)
   return outputs
 
