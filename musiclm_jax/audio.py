@@ -46,6 +46,19 @@ def read(source, rate: int = SAMPLE_RATE) -> np.ndarray:
   return found[0] if len(found) == 1 else np.concatenate(found)
 
 
+def read_beginning(path, seconds: float, rate: int = SAMPLE_RATE) -> np.ndarray:
+  """Returns f32[S], at most `seconds` of an audio file at `rate`; no more of it is decoded."""
+  wanted = max(1, round(seconds * rate))
+  found, held, waveforms = blocks(path, rate, min(seconds, 60.0)), 0, []
+  for block in found:
+    waveforms.append(block)
+    held += len(block)
+    if held >= wanted:
+      break
+  found.close()
+  return np.concatenate(waveforms)[:wanted]
+
+
 def blocks(source, rate: int = SAMPLE_RATE, seconds: float = 60.0) -> Iterator[np.ndarray]:
   """Yields what `read` returns in pieces of about `seconds`, so that memory stays constant."""
   import soundfile

@@ -118,7 +118,7 @@ def _read_clip(row: musiccaps.Row, paths: list[str]) -> tuple[str, np.ndarray]:
   reasons = []
   for path in paths:
     try:
-      waveform = _read_start(path, row.end - row.start)
+      waveform = audio.read_beginning(path, row.end - row.start)
       if len(waveform) >= prepare_audio.MIN_SECONDS * audio.SAMPLE_RATE:
         return path, waveform
       reasons.append(f'{path} lasts {len(waveform) / audio.SAMPLE_RATE:.2f} s, wanted at least '
@@ -126,16 +126,6 @@ def _read_clip(row: musiccaps.Row, paths: list[str]) -> tuple[str, np.ndarray]:
     except (errors.UserError, OSError, UnicodeError) as error:  # the last: a name that is not UTF-8
       reasons.append(str(error))
   raise errors.UserError('; '.join(reasons) or 'missing')
-
-
-def _read_start(path: str, seconds: int) -> np.ndarray:
-  """Returns at most the first seconds of a file, float32[S] at 24 kHz; the rest is not decoded."""
-  size, found = seconds * audio.SAMPLE_RATE, []
-  for block in audio.blocks(path, seconds=seconds):
-    found.append(block)
-    if sum(map(len, found)) >= size:
-      break
-  return np.concatenate(found)[:size]
 
 
 def _example(row: musiccaps.Row, waveform: np.ndarray) -> dict:

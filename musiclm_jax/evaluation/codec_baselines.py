@@ -62,7 +62,7 @@ def write(
     for target in targets:
       audio.check_writable(target, overwrite)
     try:
-      waveform = codec_quality.read_beginning(path, rate, seconds)
+      waveform = audio.read_beginning(path, seconds, rate)
     except (errors.UserError, OSError) as error:
       left_out[name] = ' '.join(str(error).split())
       tqdm.tqdm.write(f'left out: {left_out[name]}', file=sys.stderr)

@@ -119,7 +119,7 @@ def evaluate(
   counts = np.zeros((model.config.num_quantizers, model.config.codebook_size), np.int64)
   total = 0.0
   for path in tqdm.tqdm(files, unit='file', desc='measuring', disable=not progress):
-    waveform = read_beginning(path, rate, seconds)
+    waveform = audio.read_beginning(path, seconds, rate)
     total += len(waveform) / rate
     whole, codes = _encoded(model, waveform)
     counts += code_counts(codes, model.config.codebook_size)
@@ -140,19 +140,6 @@ def chosen_levels(model: codec.Codec, kbps: Sequence[float] | None) -> list[int]
     least, limit = model.config.kbps(1), model.config.kbps(most)
     kbps = [value for value in DEFAULT_KBPS if least <= value <= limit] or [limit]
   return sorted({model.levels(value) for value in kbps})
-
-
-def read_beginning(path: str | os.PathLike, rate: int, seconds: float) -> np.ndarray:
-  """Returns f32[S], at most `seconds` of an audio file at `rate`; no more of it is decoded."""
-  wanted = max(1, round(seconds * rate))
-  blocks, held, waveforms = audio.blocks(path, rate, min(seconds, 60.0)), 0, []
-  for block in blocks:
-    waveforms.append(block)
-    held += len(block)
-    if held >= wanted:
-      break
-  blocks.close()
-  return np.concatenate(waveforms)[:wanted]
 
 
 def measure(

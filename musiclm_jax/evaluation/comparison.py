@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from musiclm_jax import checkpoints, errors, music_tokens, text
+from musiclm_jax import audio, checkpoints, errors, music_tokens, text
 from musiclm_jax.evaluation import clip_folders, codec_quality, embeddings, frechet, kld, mcc
 
 METRICS = ('fad', 'kld', 'mcc')
@@ -224,7 +224,7 @@ def _hear(path: str, models: Models, seconds: float, config: kld.KldConfig, skip
 
   def at(rate: int) -> np.ndarray:
     if rate not in waveforms:
-      waveforms[rate] = codec_quality.read_beginning(path, rate, seconds)
+      waveforms[rate] = audio.read_beginning(path, seconds, rate)
     return waveforms[rate]
 
   fad, windows = {}, None

@@ -11,7 +11,6 @@ import numpy as np
 from musiclm_jax import audio, errors
 
 SUFFIXES = {'wav': '.wav', 'wav_float': '.wav', 'flac': '.flac'}
-CONTENT_TYPES = {'.wav': 'audio/wav', '.flac': 'audio/flac'}
 _PCM, _FLOAT = 1, 3  # WAVE format tags
 
 

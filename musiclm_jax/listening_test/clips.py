@@ -8,13 +8,10 @@ shortest of them: their files differ in their samples only.  Loudness stays as i
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-
-import numpy as np
 
 from musiclm_jax import audio, errors, text
 
@@ -93,7 +90,7 @@ def _prepare(item: Item, folder: pathlib.Path, seconds: float, rate: int) -> Pre
   digest = hashlib.sha256(json.dumps([made_from, seconds, rate]).encode()).hexdigest()[:32]
   files = tuple(folder / f'{digest}_{system}.wav' for system in range(len(item.files)))
   if not all(path.exists() for path in files):
-    waveforms = [_beginning(path, seconds, rate) for path in item.files]
+    waveforms = [audio.read_beginning(path, seconds, rate) for path in item.files]
     shortest = min(map(len, waveforms))
     if shortest < _MIN_SECONDS * rate:
       short = item.files[[len(waveform) for waveform in waveforms].index(shortest)]
@@ -102,16 +99,6 @@ def _prepare(item: Item, folder: pathlib.Path, seconds: float, rate: int) -> Pre
     for path, waveform in zip(files, waveforms, strict=True):
       audio.write(path, waveform[:shortest], rate, overwrite=True)
   return Prepared(item.name, item.caption, _wav_seconds(files), files)
-
-
-def _beginning(path: pathlib.Path, seconds: float, rate: int) -> np.ndarray:
-  """Returns float32[<= seconds * rate], the rest of the file is not read."""
-  wanted, pieces = math.floor(seconds * rate), []
-  for block in audio.blocks(path, rate, seconds):
-    pieces.append(block)
-    if sum(map(len, pieces)) >= wanted:
-      break
-  return np.concatenate(pieces)[:wanted]
 
 
 def _wav_seconds(files: Sequence[pathlib.Path]) -> float:

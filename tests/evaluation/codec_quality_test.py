@@ -125,7 +125,7 @@ def test_no_more_than_the_first_seconds_count(model, tmp_path):
   whole = _music(2.0)
   whole[RATE // 2 :] = 0.0
   audio.write(tmp_path / 'long.wav', whole)
-  assert len(codec_quality.read_beginning(tmp_path / 'short.wav', RATE, 30.0)) == RATE // 2
+  assert len(audio.read_beginning(tmp_path / 'short.wav', 30.0, RATE)) == RATE // 2
   short, long = (
       codec_quality.evaluate(model, [tmp_path / f'{name}.wav'], [0.6], (), 0.5, progress=False)
       for name in ('short', 'long'))
