@@ -77,13 +77,14 @@ class Tokenizer:
     Samples after the last whole second are left out, so all streams of a clip end together.
     """
     waveforms = self._whole_seconds(waveforms)
-    streams = self.framed_tokens(waveforms)
-    return [tokens | mulan
-            for tokens, mulan in zip(streams, self._mulan_windows(waveforms), strict=True)]
+    return [tokens | mulan for tokens, mulan in zip(
+        self._framed_tokens(waveforms), self._mulan_windows(waveforms), strict=True)]
 
   def framed_tokens(self, waveforms: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
     """Returns 'acoustic_tokens' and 'semantic_tokens' alone, as `tokenize` does."""
-    waveforms = self._whole_seconds(waveforms)
+    return self._framed_tokens(self._whole_seconds(waveforms))
+
+  def _framed_tokens(self, waveforms) -> list[dict[str, np.ndarray]]:
     lengths = [len(waveform) // audio.SAMPLE_RATE for waveform in waveforms]
     acoustic = self._acoustic_tokens(waveforms, lengths)
     semantic = self._semantic_tokens(waveforms, lengths)

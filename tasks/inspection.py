@@ -78,13 +78,11 @@ def stage_example(stage: token_layout.StageLayout, batch: Mapping[str, np.ndarra
     raise errors.UserError('decoder_input_tokens are not decoder_target_tokens one position later')
   if not np.array_equal(batch['decoder_loss_weights'], scored & (ids != token_layout.PAD_ID)):
     raise errors.UserError('decoder_loss_weights are not 1 for the ids of the target and 0 elsewhere')
-  streams, start = {}, 0
+  streams = {}
   for number, stream in enumerate(stage.streams):
-    end = start + stream.num_frames(stage.seconds) * stream.num_levels
     # Each stream is the target of a sequence that ends with it.
     part = dataclasses.replace(stage, prefix=stage.streams[:number], target=stream)
-    streams[stream] = part.unflatten(_without_padding(ids[start:end], stream))
-    start = end
+    streams[stream] = part.unflatten(_without_padding(ids[stage.positions(stream.name)], stream))
   return Example(dict(batch), streams, {}, padding=len(target) - length)
 
 
