@@ -6,6 +6,7 @@ One clip of 12.7 s becomes, after cutting it to 12 whole seconds:
   mulan_tokens      int32[3, Q]       each window's embedding through the residual quantizer
   semantic_tokens   int32[300]        25 Hz
   acoustic_tokens   int32[600, Q]     50 Hz
+  melody_tokens     int32[9, Q]       4 s windows starting at 0, 1, .. 8 s; with a melody model only
 
 A clip shorter than 10 s has one window, filled up with silence; a clip shorter than 1 s has no
 whole second and is left out. Silent clips are kept: they are music's pauses.
@@ -19,15 +20,17 @@ from etils import epath
 
 from musiclm_jax import audio, checkpoints, errors, music_tokens, token_layout
 
+_TOKENIZERS = token_layout.TOKENIZERS + token_layout.MELODY_TOKENIZERS
+
 
 class Tokenizer:
-  """The five frozen models as one function from waveforms to tokens.
+  """The frozen models, five or (with melodies) seven, as one function from waveforms to tokens.
 
   Every model runs on arrays of one fixed shape, so each compiles once:
     codec     [batch_size, clip_seconds]; it is causal, so silence after a short clip changes nothing
     w2v-BERT  windows of `semantic_window_seconds`, of which the outer second is context (its
               attention sees everything, so it hears as much at a time as when it was trained)
-    MuLan     windows of 10 s, one starting at each second
+    MuLan     windows of 10 s, one starting at each second; melody likewise, of 4 s
   """
 
   def __init__(self, models: Mapping[str, checkpoints.ExportedModel], *, clip_seconds: int = 30,
@@ -44,11 +47,15 @@ class Tokenizer:
 
   @classmethod
   def load(cls, models_dir: str, on_host: bool = False, **options) -> 'Tokenizer':
-    """Returns the tokenizer of MODELS_DIR/{soundstream,w2v_bert,semantic_quantizer,...}."""
-    directory = epath.Path(models_dir)
-    models = {name: checkpoints.load_model(directory / name, name, on_host)
-              for name in token_layout.TOKENIZERS}
-    return cls(models, **options)
+    """Returns the tokenizer of MODELS_DIR/{soundstream,w2v_bert,semantic_quantizer,...}.
+
+    Clips have melody tokens, too, where MODELS_DIR has a melody model (and then its quantizer).
+    """
+    directory, names = epath.Path(models_dir), token_layout.TOKENIZERS
+    if (directory / token_layout.MELODY).exists():
+      names += token_layout.MELODY_TOKENIZERS
+    return cls({name: checkpoints.load_model(directory / name, name, on_host) for name in names},
+               **options)
 
   def layout(self, coarse_levels: int = 4,
              fine_uses_mulan: bool = False) -> token_layout.SavedLayout:
@@ -63,9 +70,18 @@ class Tokenizer:
                 'semantic', 1, semantic.num_centroids, self._semantic_rate),
             acoustic=token_layout.TokenStream(
                 'acoustic', self._acoustic_levels, codec.codebook_size, self._acoustic_rate),
-            coarse_levels=coarse_levels, fine_uses_mulan=fine_uses_mulan),
-        {name: checkpoints.token_fingerprint(self.models[name], self._acoustic_levels)
-         for name in token_layout.TOKENIZERS})
+            coarse_levels=coarse_levels, fine_uses_mulan=fine_uses_mulan,
+            melody=self._melody_stream()),
+        {name: checkpoints.token_fingerprint(model, self._acoustic_levels)
+         for name, model in self.models.items() if name in _TOKENIZERS})
+
+  def _melody_stream(self) -> token_layout.TokenStream | None:
+    if token_layout.MELODY not in self.models:
+      return None
+    config, quantizer = (self.models[name].config for name in token_layout.MELODY_TOKENIZERS)
+    return token_layout.TokenStream(
+        token_layout.MELODY, quantizer.num_quantizers, quantizer.codebook_size, frame_rate=1,
+        window_seconds=int(config.window_seconds), hop_seconds=int(config.hop_seconds))
 
   def mulan_codebooks(self) -> np.ndarray:
     """Returns float32[Q, K, D] of the MuLan quantizer."""
@@ -77,8 +93,9 @@ class Tokenizer:
     Samples after the last whole second are left out, so all streams of a clip end together.
     """
     waveforms = self._whole_seconds(waveforms)
-    return [tokens | mulan for tokens, mulan in zip(
-        self._framed_tokens(waveforms), self._mulan_windows(waveforms), strict=True)]
+    return [tokens | mulan | melody for tokens, mulan, melody in zip(
+        self._framed_tokens(waveforms), self._mulan_windows(waveforms),
+        self._melody_windows(waveforms), strict=True)]
 
   def framed_tokens(self, waveforms: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
     """Returns 'acoustic_tokens' and 'semantic_tokens' alone, as `tokenize` does."""
@@ -140,6 +157,18 @@ class Tokenizer:
     return [{'mulan_embeddings': e, 'mulan_tokens': t}
             for e, t in zip(np.split(embeddings, cuts), np.split(tokens, cuts), strict=True)]
 
+  def _melody_windows(self, waveforms) -> list[dict[str, np.ndarray]]:
+    if token_layout.MELODY not in self.models:
+      return [{} for _ in waveforms]
+    window = self._melody_stream().window_seconds
+    cut = [music_tokens.windows(waveform, window * audio.SAMPLE_RATE, audio.SAMPLE_RATE)
+           for waveform in waveforms]
+    counts = [len(rows) for rows in cut]
+    size = _windows_a_batch(self.batch_size, window)
+    embeddings = self._run('melody', 'embed', itertools.chain(*cut), sum(counts), size)
+    tokens = self._run('melody_quantizer', 'encode', embeddings[:, None], sum(counts), size)[:, 0]
+    return [{'melody_tokens': rows} for rows in np.split(tokens, np.cumsum(counts)[:-1])]
+
   def _run(self, name: str, method: str, rows: Iterable[np.ndarray], count: int,
            batch_size: int, **options) -> np.ndarray:
     """Returns a model's outputs for `count` rows, in batches of one size, the last one padded."""
@@ -196,18 +225,27 @@ def info_of_records(layout: token_layout.TokenLayout, counts: Mapping[str, int],
   return {
       'kind': 'tokens', 'records': dict(counts), 'window_seconds': music_tokens.WINDOW_SECONDS,
       'mulan_levels': layout.mulan.num_levels, 'acoustic_levels': layout.acoustic.num_levels,
-      'semantic_window_seconds': semantic_window_seconds}
+      'semantic_window_seconds': semantic_window_seconds,
+      **({} if layout.melody is None else {'melody_levels': layout.melody.num_levels})}
 
 
 def _check_fit(models: Mapping[str, checkpoints.ExportedModel]) -> None:
   """Raises an error when two models do not fit together, or do not hear 24 kHz."""
   config = {name: model.config for name, model in models.items()}
-  for name, rate in (('soundstream', config['soundstream'].sample_rate),
-                     ('w2v_bert', config['w2v_bert'].input_sample_rate),
-                     ('mulan', config['mulan'].sample_rate)):
+  rates = {'soundstream': config['soundstream'].sample_rate,
+           'w2v_bert': config['w2v_bert'].input_sample_rate, 'mulan': config['mulan'].sample_rate}
+  fitted = [('semantic_quantizer', 'w2v_bert'), ('mulan_quantizer', 'mulan')]
+  if melody := config.get(token_layout.MELODY):
+    rates['melody'] = melody.sample_rate
+    fitted.append(('melody_quantizer', 'melody'))
+    for name in ('window_seconds', 'hop_seconds'):
+      if getattr(melody, name) % 1:
+        raise errors.UserError(f'melody has {name} {getattr(melody, name)}, wanted a whole number: '
+                               'crops start on whole seconds')
+  for name, rate in rates.items():
     if rate != audio.SAMPLE_RATE:
       raise errors.UserError(f'{name} hears {rate} Hz, wanted {audio.SAMPLE_RATE}')
-  for quantizer, name in (('semantic_quantizer', 'w2v_bert'), ('mulan_quantizer', 'mulan')):
+  for quantizer, name in fitted:
     music_tokens.check_fitted_to(models[quantizer], models[name])
   for name in ('soundstream', 'w2v_bert'):
     if int(config[name].frame_rate) != config[name].frame_rate:

@@ -99,9 +99,25 @@ class MusicLM:
     directory = self.models['mulan'].directory.parent
     models = self.models | {
         name: checkpoints.load_model(directory / name, name) for name in HEARING}
-    layouts = {'semantic': token_layout.read_layout(directory / 'semantic')}
-    _check_tokenizers(models, layouts, directory)
+    _check_tokenizers(models, {'semantic': self._saved_layout}, directory)
     return models
+
+  @functools.cached_property
+  def _melody(self) -> list[checkpoints.ExportedModel]:
+    """Returns the models that hear a tune, of the directory of the others."""
+    directory = self.models['mulan'].directory.parent
+    if self.layout.melody is None:
+      raise errors.UserError(f'a melody is given, but the stages of {directory} hear none: their '
+                             'layout.json has no melody stream')
+    models = {name: checkpoints.load_model(directory / name, name)
+              for name in token_layout.MELODY_TOKENIZERS}
+    music_tokens.check_fitted_to(models['melody_quantizer'], models['melody'])
+    _check_tokenizers(self.models | models, {'semantic': self._saved_layout}, directory)
+    return list(models.values())
+
+  @property
+  def _saved_layout(self) -> token_layout.SavedLayout:
+    return token_layout.read_layout(self.models['mulan'].directory.parent / 'semantic')
 
   def stage(self, name: str) -> token_layout.StageLayout:
     """Returns the stage layout that the language model called `name` was trained with."""
@@ -148,6 +164,15 @@ class MusicLM:
     levels = self.layout.mulan.num_levels
     return music_tokens.tokens(embeddings, self.models['mulan_quantizer'], levels)[:, None]
 
+  def melody_codes(self, tune: np.ndarray) -> np.ndarray:
+    """Returns int32[R, Q] of float32[S]: its windows of 4 s, one starting at each second.
+
+    Q is what the stages were trained with. A tune shorter than a window is followed by silence.
+    """
+    model, quantizer = self._melody
+    return music_tokens.melody_tokens(
+        model, quantizer, tune, self.layout.melody.num_levels, hop_seconds=1)
+
   def similarity(self, prompts: Sequence[str | Story], waveforms: np.ndarray) -> np.ndarray:
     """Returns f32[B]: the cosine of the MuLan embeddings of each prompt and its f32[S].
 
@@ -173,6 +198,7 @@ class MusicLM:
       style: np.ndarray | None = None,
       style_weight: float = 0.5,
       continue_from: np.ndarray | None = None,
+      melody: np.ndarray | None = None,
       progress: bool = False,
   ) -> np.ndarray:
     """Returns float32[B, S] in [-1, 1], S = seconds * sample_rate.
@@ -190,11 +216,13 @@ class MusicLM:
       style_weight: share of the style in the blend.
       continue_from: float32[S], music to go on from. The result begins with its whole seconds (what
         is over is cut from its start), as the codec renders them.
+      melody: float32[S], a tune for the new music to follow, hummed, sung or played, from its start
+        to its end; after it the music goes on by itself.
       progress: shows a progress bar for each stage.
     """
     with _bars(progress) as tick:
       run, given = self._run(
-          prompts, seconds, seed, how, style, style_weight, continue_from, tick)
+          prompts, seconds, seed, how, style, style_weight, continue_from, melody, tick)
       parts = [run.at_once()]
       waveforms = np.concatenate(list(self._decode(parts)), axis=1)
       return waveforms[:, :round((given + seconds) * self.sample_rate)]
@@ -202,16 +230,18 @@ class MusicLM:
   def stream(self, prompts: Sequence[str | Story], *, seconds: float = 10.0,
              seed: int | Sequence[int] = 0, how: Sampling = PUBLISHED,
              style: np.ndarray | None = None, style_weight: float = 0.5,
-             continue_from: np.ndarray | None = None) -> Iterator[np.ndarray]:
+             continue_from: np.ndarray | None = None,
+             melody: np.ndarray | None = None) -> Iterator[np.ndarray]:
     """Yields what `generate` returns in parts float32[B, S_i], each as soon as it is made."""
-    run, given = self._run(prompts, seconds, seed, how, style, style_weight, continue_from)
+    run, given = self._run(
+        prompts, seconds, seed, how, style, style_weight, continue_from, melody)
     left = round((given + seconds) * self.sample_rate)
     for part in self._decode(run.bit_by_bit()):
       if left:
         yield part[:, :left]
         left -= min(left, part.shape[1])
 
-  def _run(self, prompts, seconds, seed, how, style, style_weight, continue_from,
+  def _run(self, prompts, seconds, seed, how, style, style_weight, continue_from, melody,
            tick=lambda stage, share: None) -> tuple[stages.Run, int]:
     """Returns the stages, ready to run, and how many seconds are given."""
     told = [_story(prompt) for prompt in prompts]
@@ -230,7 +260,7 @@ class MusicLM:
       raise errors.UserError(f'stories of one batch have overlaps {overlaps}, wanted the same')
     conditions = stages.Conditions(
         np.concatenate(codes, axis=1), (0, *(before + start for start in starts[1:])),
-        overlaps.pop(), given)
+        overlaps.pop(), given, None if melody is None else self.melody_codes(melody))
     keys = stages.example_keys(seed, len(prompts))
     run = stages.Run(
         self.samplers, conditions, before + int(np.ceil(seconds)), keys, how, tick)
@@ -278,7 +308,7 @@ def _check_tokenizers(models, layouts, directory) -> None:
   saved = layouts['semantic']
   beside = {
       name: checkpoints.token_fingerprint(models[name], saved.layout.acoustic.num_levels)
-      for name in token_layout.TOKENIZERS if name in models
+      for name in saved.layout.tokenizers if name in models
   }
   here = token_layout.SavedLayout(saved.layout, {**saved.tokenizers, **beside})
   token_layout.check_same(saved, here, str(directory / 'semantic'), 'the tokenizers beside it')

@@ -135,15 +135,18 @@ def codebooks(directory: str | os.PathLike, mulan: checkpoints.ExportedModel) ->
 
 
 def melody_tokens(melody: checkpoints.ExportedModel, quantizer: checkpoints.ExportedModel,
-                  waveform: np.ndarray, num_levels: int | None = None) -> np.ndarray:
+                  waveform: np.ndarray, num_levels: int | None = None,
+                  hop_seconds: float | None = None) -> np.ndarray:
   """Returns int32[W, Q], the melody of f32[S] at the model's rate; Q is `num_levels`, or all.
+
+  `hop_seconds`: from one window to the next, by default the model's.
 
   MusicLM appendix C: 10 s in windows of 4 s every 3 s, 24 levels: [3, 24], 72 tokens, window by
   window.  A clip shorter than a window is followed by silence.
   """
   config = melody.config
   window, hop = (_samples(s, config.sample_rate)
-                 for s in (config.window_seconds, config.hop_seconds))
+                 for s in (config.window_seconds, hop_seconds or config.hop_seconds))
   rows = windows(np.asarray(waveform, np.float32), window, hop)
   return tokens(_in_batches(lambda part: melody.apply('embed', part), rows), quantizer, num_levels)
 

@@ -100,7 +100,7 @@ class Sampler:
       top_k: draw among the k likeliest ids only; 0 for all.
       top_p: draw among the fewest ids that hold this much probability only.
       guidance: s of classifier-free guidance, logits u + s (c - u) with c of the prefix and u of the
-        prefix whose music tokens are hidden (StageLayout.hidden); 1 for c alone, at half the work.
+        prefix whose conditions are hidden (StageLayout.hidden); 1 for c alone, at half the work.
       cache_block: the cache doubles up to so many slots and then grows by as many, so that little is
         read that is not live; each size is compiled once.
       on_progress: called now and then with (frames so far, frames in all).
@@ -110,7 +110,9 @@ class Sampler:
     prefix_ids, given = _check(stage, prefix_ids, given)
     keys = _example_keys(rng, prefix_ids.shape[0])
     if static.guided:
-      hidden = stage.hidden(prefix_ids, token_layout.CONDITION)
+      hidden = prefix_ids
+      for name in stage.conditions:
+        hidden = stage.hidden(hidden, name)
       prefix_ids = jnp.stack([prefix_ids, hidden], axis=1).reshape(-1, stage.prefix_length)
       given = jnp.repeat(given, 2, axis=0)
     num_levels, batch_size = stage.target.num_levels, prefix_ids.shape[0]

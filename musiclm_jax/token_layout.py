@@ -31,9 +31,11 @@ NUM_RESERVED = 4
 VOCAB_MULTIPLE = 128  # a lane of the TPU's matrix unit
 FORMAT_VERSION = 1
 STAGES = ('semantic', 'coarse', 'fine')
-CONDITION = 'mulan'  # the stream that a prompt sets; training may hide it, for guidance
-# The models whose weights decide what a token means.
+# The streams that a listener sets, by a prompt and by a tune; training may hide them.
+PROMPT, MELODY = CONDITIONS = ('mulan', 'melody')
+# The models whose weights decide what a token means; the last two where a layout has melodies.
 TOKENIZERS = ('soundstream', 'w2v_bert', 'semantic_quantizer', 'mulan', 'mulan_quantizer')
+MELODY_TOKENIZERS = ('melody', 'melody_quantizer')
 LAYOUT_FILE = 'layout.json'
 
 
@@ -43,6 +45,10 @@ class TokenStream:
 
   frame_rate 0 means one frame a clip (MuLan). first_level is the level of the recorded stream
   that becomes level 0 here: fine of MusicLM is levels 4..11 of the codec.
+
+  A stream of windows (melody) has frame_rate 1: row s of what is recorded is of the seconds
+  [s, s + window_seconds). A crop takes every hop_seconds-th row, of windows that are inside it:
+  of 10 s, with windows of 4 s every 3 s, the rows 0, 3 and 6.
   """
 
   name: str
@@ -50,6 +56,14 @@ class TokenStream:
   codebook_size: int
   frame_rate: int
   first_level: int = 0
+  window_seconds: int = 0
+  hop_seconds: int = 1
+
+  def __post_init__(self):
+    if self.window_seconds and (self.frame_rate != 1 or self.hop_seconds < 1):
+      raise errors.UserError(
+          f'{self.name} has windows of {self.window_seconds} s every {self.hop_seconds} s at '
+          f'frame_rate {self.frame_rate}, wanted hops of 1 s or more and frame_rate 1')
 
   @property
   def levels(self) -> slice:
@@ -60,11 +74,18 @@ class TokenStream:
     """Returns how many frames a crop of `seconds` has; an error when that is not a whole number."""
     if not self.frame_rate:
       return 1
+    if self.window_seconds:
+      return max(int((seconds - self.window_seconds) // self.hop_seconds) + 1, 0)
     frames = seconds * self.frame_rate
     if frames <= 0 or abs(frames - round(frames)) > 1e-6:
       raise errors.UserError(
           f'{seconds} s is not a whole number of {self.name} frames at {self.frame_rate} Hz')
     return round(frames)
+
+  def rows(self, start: int, seconds: float) -> slice:
+    """Returns which recorded frames a crop from second `start` has; not for one frame a clip."""
+    first = start * self.frame_rate
+    return slice(first, first + self.num_frames(seconds) * self.hop_seconds, self.hop_seconds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,13 +157,10 @@ class StageLayout:
     """Returns (first, past the last) legal id at `position` of the whole sequence of L ids."""
     if not 0 <= position < self.sequence_length:
       raise IndexError(f'position {position} of a {self.name} sequence of {self.sequence_length}')
-    for stream in self.streams:
-      length = stream.num_levels * stream.num_frames(self.seconds)
-      if position < length:
-        first = int(self.level_offsets(stream)[position % stream.num_levels])
-        return first, first + stream.codebook_size
-      position -= length
-    raise AssertionError('unreachable')
+    stream, span = next(each for each in self._spans() if position < each[1].stop)
+    level = (position - span.start) % stream.num_levels
+    first = int(self.level_offsets(stream)[level])
+    return first, first + stream.codebook_size
 
   @property
   def times(self) -> np.ndarray:
@@ -150,6 +168,7 @@ class StageLayout:
 
     Coarse with 25 Hz semantic and 50 Hz x 4 levels, 200 steps a second:
       mulan 6 levels: -6 .. -1;   semantic: 0 8 16 ..;   coarse: 0 1 2 3 | 4 5 6 7 | ..
+      melody 6 levels every 3 s: 0 1 2 3 4 5 | 600 601 ..
     so that a semantic token and the acoustic tokens of the same moment have equal times.
     """
     rate = max(s.frame_rate * s.num_levels for s in self.streams)
@@ -159,7 +178,8 @@ class StageLayout:
       if not stream.frame_rate:
         times.append(levels - stream.num_levels)
         continue
-      starts = np.arange(stream.num_frames(self.seconds)) * rate // stream.frame_rate
+      frames = np.arange(stream.num_frames(self.seconds)) * stream.hop_seconds
+      starts = frames * rate // stream.frame_rate
       times.append((starts[:, None] + levels).reshape(-1))
     return np.concatenate(times).astype(np.int32)
 
@@ -181,18 +201,28 @@ class StageLayout:
 
   def positions(self, name: str) -> slice:
     """Returns where the ids of the stream called `name` are in the sequence; an error without it."""
-    wanted, first = self.stream(name), 0
+    wanted = self.stream(name)
+    return next(span for stream, span in self._spans() if stream == wanted)
+
+  def _spans(self):
+    """Yields each stream with where its ids are in the sequence."""
+    first = 0
     for stream in self.streams:
       length = stream.num_levels * stream.num_frames(self.seconds)
-      if stream == wanted:
-        return slice(first, first + length)
+      yield stream, slice(first, first + length)
       first += length
-    raise AssertionError('unreachable')
 
-  def hidden(self, prefix_ids: Any, name: str) -> Any:
-    """Returns ids [.., P] with MASK in place of those of the prefix stream called `name`."""
+  @property
+  def conditions(self) -> tuple[str, ...]:
+    """Returns which of CONDITIONS this stage hears."""
+    return tuple(s.name for s in self.prefix if s.name in CONDITIONS)
+
+  def hidden(self, prefix_ids: Any, name: str, frames: Any = True) -> Any:
+    """Returns ids [.., P] with MASK for those of the prefix stream `name` at `frames` bool[T]."""
     where, positions = np.zeros(self.prefix_length, bool), self.positions(name)
-    where[positions] = True
+    stream = self.stream(name)
+    frames = np.broadcast_to(frames, stream.num_frames(self.seconds))
+    where[positions] = np.repeat(frames, stream.num_levels)
     return prefix_ids * ~where + MASK_ID * where
 
   def flatten(self, codes: Mapping[str, Any]) -> np.ndarray:
@@ -237,10 +267,12 @@ class StageLayout:
 
 @dataclasses.dataclass(frozen=True)
 class TokenLayout:
-  """The three recorded streams and how the stages share them. The defaults are MusicLM's.
+  """The recorded streams and how the stages share them. The defaults are MusicLM's.
 
   semantic: mulan -> semantic;   coarse: mulan, semantic -> acoustic[:, :coarse_levels];
   fine: (mulan,) acoustic[:, :coarse_levels] -> acoustic[:, coarse_levels:].
+  A melody, in the paper TokenStream('melody', 24, 512, 1, window_seconds=4, hop_seconds=3), comes
+  after mulan in semantic and coarse, where a crop is as long as one of its windows (appendix C).
   """
 
   mulan: TokenStream = TokenStream('mulan', 12, 1024, 0)
@@ -248,14 +280,26 @@ class TokenLayout:
   acoustic: TokenStream = TokenStream('acoustic', 12, 1024, 50)
   coarse_levels: int = 4
   fine_uses_mulan: bool = False
+  melody: TokenStream | None = None
 
   def __post_init__(self):
-    for name in ('mulan', 'semantic', 'acoustic'):
-      if getattr(self, name).name != name:
-        raise errors.UserError(f'layout stream {name} is named {getattr(self, name).name!r}')
+    for name, stream in self.recorded.items():
+      if stream.name != name:
+        raise errors.UserError(f'layout stream {name} is named {stream.name!r}')
     if not 0 < self.coarse_levels < self.acoustic.num_levels:
       raise errors.UserError(
           f'coarse_levels is {self.coarse_levels}, wanted 1 to {self.acoustic.num_levels - 1}')
+
+  @property
+  def recorded(self) -> dict[str, TokenStream]:
+    """Returns the streams that token records hold, by name."""
+    streams = {'mulan': self.mulan, 'semantic': self.semantic, 'acoustic': self.acoustic}
+    return streams | ({} if self.melody is None else {MELODY: self.melody})
+
+  @property
+  def tokenizers(self) -> tuple[str, ...]:
+    """Returns the names of the models that make the recorded streams."""
+    return TOKENIZERS + (() if self.melody is None else MELODY_TOKENIZERS)
 
   @property
   def coarse(self) -> TokenStream:
@@ -268,10 +312,12 @@ class TokenLayout:
         first_level=self.acoustic.first_level + self.coarse_levels)
 
   def stage(self, name: str, seconds: float) -> StageLayout:
+    melody = self.melody is not None and self.melody.num_frames(seconds) > 0
+    conditions = (self.mulan, self.melody) if melody else (self.mulan,)
     if name == 'semantic':
-      return StageLayout(name, (self.mulan,), self.semantic, seconds)
+      return StageLayout(name, conditions, self.semantic, seconds)
     if name == 'coarse':
-      return StageLayout(name, (self.mulan, self.semantic), self.coarse, seconds)
+      return StageLayout(name, (*conditions, self.semantic), self.coarse, seconds)
     if name == 'fine':
       mulan = (self.mulan,) if self.fine_uses_mulan else ()
       return StageLayout(name, (*mulan, self.coarse), self.fine, seconds)
@@ -283,13 +329,9 @@ class TokenLayout:
   @classmethod
   def from_json(cls, value: Mapping[str, Any]) -> 'TokenLayout':
     try:
-      streams = {n: TokenStream(**value[n]) for n in ('mulan', 'semantic', 'acoustic')}
-      rest = {k: v for k, v in value.items() if k not in streams}
-      for stream in streams.values():
-        sizes = (stream.num_levels, stream.codebook_size, stream.frame_rate, stream.first_level)
-        if not all(type(size) is int and size >= 0 for size in sizes):
-          raise TypeError(f'{stream} has a size that is not a whole number')
-      return cls(**streams, **rest)
+      names = ('mulan', 'semantic', 'acoustic', *([MELODY] if value.get(MELODY) else []))
+      streams = {name: _stream_from_json(value[name]) for name in names}
+      return cls(**{**value, **streams})
     except (KeyError, TypeError) as error:
       raise errors.UserError(f'not a token layout: {error}') from error
 
@@ -305,6 +347,11 @@ class SavedLayout:
     """Returns the text of layout.json."""
     return json.dumps({'format_version': FORMAT_VERSION, 'layout': self.layout.to_json(),
                        'tokenizers': dict(self.tokenizers)}, indent=2) + '\n'
+
+  def used_by(self, layout: TokenLayout) -> 'SavedLayout':
+    """Returns `layout`, of which records of this one are read, with the tokenizers it needs."""
+    wanted = (name for name in layout.tokenizers if name in self.tokenizers)
+    return SavedLayout(layout, {name: self.tokenizers[name] for name in wanted})
 
 
 def write_layout(directory: str, layout: TokenLayout, tokenizers: Mapping[str, str]) -> None:
@@ -335,6 +382,13 @@ def check_same(
   for key, x, y in _differences(_comparable(a, b), _comparable(b, a)):
     raise errors.UserError(f'{a_name} and {b_name} do not fit: {key} is {x} in {a_name}, '
                            f'{y} in {b_name}')
+
+
+def _stream_from_json(value: Mapping[str, Any]) -> TokenStream:
+  sizes = {key: size for key, size in value.items() if key != 'name'}
+  if not all(type(size) is int and size >= 0 for size in sizes.values()):
+    raise TypeError(f'{dict(value)} has a size that is not a whole number')
+  return TokenStream(**value)
 
 
 def _comparable(value, other):

@@ -19,9 +19,10 @@ def tokens(directory: mixtures.Directories, layout: token_layout.TokenLayout, st
   """Returns an unregistered task of {'prefix': int32[P], 'targets': int32[N]}, ids of `stage`.
 
   `layout` must have the streams the records were written with (layout.json); which levels are
-  coarse, and how many of MuLan's are used, is the reader's choice. All directories must come from
-  the same tokenizers; [('a', 3.0), ('b', 1.0)] mixes them by rates, with one shuffle buffer's
-  memory.  What is cached of a task (seqio_cache_tasks) are whole records, for every stage.
+  coarse, how many of MuLan's and of the melody's are used, and whether the melody is, is the
+  reader's choice. All directories must come from the same tokenizers; [('a', 3.0), ('b', 1.0)]
+  mixes them by rates, with one shuffle buffer's memory.  What is cached of a task
+  (seqio_cache_tasks) are whole records, for every stage.
   """
   if not 1 <= seconds <= sources.MAX_CROP_SECONDS or seconds % 1:
     raise errors.UserError(f'a crop of {seconds} s, wanted whole seconds, where streams stay aligned,'
@@ -59,12 +60,17 @@ def tokens(directory: mixtures.Directories, layout: token_layout.TokenLayout, st
 def _as_used(recorded: token_layout.TokenLayout, layout: token_layout.TokenLayout,
              directory: str) -> token_layout.TokenLayout:
   """Returns the recorded layout with what the reader may choose taken from `layout`."""
-  used, most = layout.mulan.num_levels, recorded.mulan.num_levels
-  if not 1 <= used <= most:
-    raise errors.UserError(f'the configured layout uses {used} levels of mulan, {directory} has {most}')
+  levels = {}
+  for name in set(token_layout.CONDITIONS) & layout.recorded.keys() & recorded.recorded.keys():
+    used, most = (each.recorded[name].num_levels for each in (layout, recorded))
+    if not 1 <= used <= most:
+      raise errors.UserError(
+          f'the configured layout uses {used} levels of {name}, {directory} has {most}')
+    levels[name] = dataclasses.replace(recorded.recorded[name], num_levels=used)
+  if layout.melody is None:
+    levels[token_layout.MELODY] = None
   return dataclasses.replace(
-      recorded, mulan=dataclasses.replace(recorded.mulan, num_levels=used),
-      coarse_levels=layout.coarse_levels, fine_uses_mulan=layout.fine_uses_mulan)
+      recorded, coarse_levels=layout.coarse_levels, fine_uses_mulan=layout.fine_uses_mulan, **levels)
 
 
 def _codebooks(directory: str) -> np.ndarray:

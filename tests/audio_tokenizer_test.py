@@ -1,12 +1,20 @@
 """Waveform records to token records, through small randomly initialised models of every kind."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 import tiny_tokenizers
 
-from musiclm_jax import audio, audio_tokenizer, checkpoints, errors
+from musiclm_jax import (
+    audio,
+    audio_tokenizer,
+    checkpoints,
+    errors,
+    music_tokens,
+    token_layout,
+)
 from musiclm_jax.models import quantizers
 
 DIM = tiny_tokenizers.DIM
@@ -66,6 +74,23 @@ def test_streams_end_together_and_hold_the_models_codes(tokenizer):
   np.testing.assert_array_equal(tokens['mulan_tokens'], _apply(
       tokenizer, 'mulan_quantizer', 'encode',
       tokens['mulan_embeddings'].astype(np.float32)[:, None])[:, 0])
+
+
+def test_with_a_melody_model_clips_have_melody_tokens(models_dir, tokenizer, tmp_path):
+  shutil.copytree(models_dir, tmp_path, dirs_exist_ok=True)
+  prints = tiny_tokenizers.export(tmp_path, tiny_tokenizers.MELODY_CONFIGS)
+  listener = audio_tokenizer.Tokenizer.load(tmp_path, clip_seconds=13, batch_size=1)
+  saved = listener.layout(2)
+  assert saved.layout.melody == token_layout.TokenStream('melody', 2, 8, 1, window_seconds=2)
+  assert {name: saved.tokenizers[name] for name in prints} == prints
+  assert saved.used_by(tokenizer.layout(2).layout) == tokenizer.layout(2)
+  for seconds, rows in ((5.5, 4), (1.0, 1)):
+    clip = _noise(seconds)
+    tokens, plain = listener.tokenize([clip])[0], tokenizer.tokenize([clip])[0]
+    np.testing.assert_array_equal(tokens['melody_tokens'], music_tokens.melody_tokens(
+        *(listener.models[name] for name in prints), clip[:int(seconds) * 24_000]))
+    assert tokens.pop('melody_tokens').shape == (rows, 2)
+    assert tokens.keys() == plain.keys()
 
 
 def test_a_clips_tokens_do_not_depend_on_the_others(tokenizer):

@@ -272,6 +272,48 @@ def test_a_continuation_keeps_what_is_given(musiclm):
     musiclm.generate(['slow piano'], continue_from=music[:12_000])
 
 
+TUNE = np.sin(np.cumsum(np.repeat([0.05, 0.08, 0.06, 0.09], 24_000))).astype(np.float32)
+
+
+def test_music_follows_a_melody_from_its_start_to_its_end(musiclm):
+  assert musiclm.melody_codes(TUNE).shape == (3, 2)  # windows of 2 s in 4 s, one a second
+  codes = np.array([[0, 1], [2, 3], [4, 5]])
+  mulan = musiclm.mulan_codes(['slow piano'])
+  stage = musiclm.stage('semantic')
+  run = stages.Run(musiclm.samplers, stages.Conditions(mulan, melody=codes), 8,
+                   stages.example_keys(0, 1))
+  prefixes = [run._prefix('semantic', window)[0, 2:] for window in run._windows['semantic']]
+  ids = stage.flatten_stream(stage.stream('melody'), codes)
+  hidden = [token_layout.MASK_ID]
+  assert [list(each) for each in prefixes] == [  # windows of 4 s from 0, 2 and 4 s on
+      [*ids], [*ids[4:], *4 * hidden], 6 * hidden]
+
+
+def test_a_melody_changes_the_music_and_is_part_of_the_stream(musiclm):
+  plain = musiclm.generate(['slow piano'], seconds=4)
+  made = musiclm.generate(['slow piano'], seconds=4, melody=TUNE)
+  assert made.shape == plain.shape and np.abs(made - plain).max() > 1e-3
+  streamed = list(musiclm.stream(['slow piano'], seconds=4, melody=TUNE))
+  np.testing.assert_allclose(np.concatenate(streamed, axis=1), made, atol=1e-4)
+
+
+def test_after_music_to_go_on_from_the_melody_begins_with_what_is_new(musiclm):
+  codes = np.array([[0, 1], [2, 3], [4, 5]])
+  given = {'semantic': np.zeros((75, 1), int), 'acoustic': np.zeros((150, 3), int)}
+  conditions = stages.Conditions(musiclm.mulan_codes(['slow']), given=given, melody=codes)
+  run = stages.Run(musiclm.samplers, conditions, 7, stages.example_keys(0, 1))
+  stage, window = musiclm.stage('semantic'), run._windows['semantic'][0]
+  assert window == (1, 3, 5)
+  ids = stage.flatten_stream(stage.stream('melody'), codes)
+  assert list(run._prefix('semantic', window)[0, 2:]) == [3, 3, 3, 3, *ids[:2]]
+
+
+def test_stages_that_hear_no_melody_say_so(musiclm):
+  deaf = dataclasses.replace(musiclm, layout=dataclasses.replace(musiclm.layout, melody=None))
+  with pytest.raises(errors.UserError, match='a melody is given, but the stages of .* hear none'):
+    deaf.melody_codes(TUNE)
+
+
 def test_a_stage_that_never_missed_its_prompt_is_not_guided(musiclm):
   how = generate.Sampling(coarse=generate.StageSampling(guidance=2.0))
   with pytest.raises(errors.UserError, match='guidance is 2, but the coarse stage was trained without'):

@@ -68,6 +68,53 @@ def test_positions_are_where_ids_are_and_hidden_ones_are_masked():
   np.testing.assert_array_equal(hidden[:, where[1]], ids[:, where[1]])
 
 
+MELODY = TokenStream('melody', 2, 4, 1, window_seconds=4, hop_seconds=3)
+WITH_MELODY = dataclasses.replace(LAYOUT, melody=MELODY)
+
+
+@pytest.mark.parametrize('seconds, frames', [(3, 0), (4, 1), (6, 1), (7, 2), (9.9, 2), (10, 3), (30, 9)])
+def test_windows_of_a_melody_that_are_inside_a_crop(seconds, frames):
+  assert MELODY.num_frames(seconds) == frames
+  rows = list(range(100))[MELODY.rows(5, seconds)]
+  assert rows == [5 + 3 * i for i in range(frames)]
+  assert all(row + 4 <= 5 + seconds for row in rows)
+
+
+def test_a_melody_comes_after_mulan_where_a_window_of_it_fits():
+  stage = WITH_MELODY.stage('semantic', 7)
+  codes = {'mulan': np.array([[3, 0]]), 'melody': np.array([[0, 1], [2, 3]])}
+  np.testing.assert_array_equal(stage.flatten_prefix(codes), [7, 8, 12, 17, 14, 19])
+  np.testing.assert_array_equal(stage.times[:8], [-2, -1, 0, 1, 75, 76, 0, 1])
+  np.testing.assert_array_equal(
+      stage.hidden(stage.flatten_prefix(codes), 'melody', [False, True]), [7, 8, 12, 17, 3, 3])
+  names = {stage: [s.name for s in WITH_MELODY.stage(stage, 4).prefix] for stage in token_layout.STAGES}
+  assert names == {'semantic': ['mulan', 'melody'], 'coarse': ['mulan', 'melody', 'semantic'],
+                   'fine': ['coarse']}
+  assert WITH_MELODY.stage('coarse', 3) == LAYOUT.stage('coarse', 3)
+  assert stage.conditions == ('mulan', 'melody') and COARSE.conditions == ('mulan',)
+
+
+def test_a_layout_with_a_melody_in_its_file(tmp_path):
+  prints = {name: name.upper() for name in WITH_MELODY.tokenizers}
+  assert set(prints) - set(LAYOUT.tokenizers) == {'melody', 'melody_quantizer'}
+  token_layout.write_layout(tmp_path, WITH_MELODY, prints)
+  saved = token_layout.read_layout(tmp_path)
+  assert saved == token_layout.SavedLayout(WITH_MELODY, prints)
+  assert saved.used_by(LAYOUT) == token_layout.SavedLayout(
+      LAYOUT, {name: prints[name] for name in LAYOUT.tokenizers})
+  old = LAYOUT.to_json()  # as written before there were melodies
+  del old['melody'], old['mulan']['window_seconds'], old['mulan']['hop_seconds']
+  assert token_layout.TokenLayout.from_json(old) == LAYOUT
+  with pytest.raises(errors.UserError, match='layout.melody is .* in a, None in b'):
+    token_layout.check_same(WITH_MELODY, LAYOUT, 'a', 'b')
+
+
+@pytest.mark.parametrize('change', [{'frame_rate': 25}, {'hop_seconds': 0}])
+def test_windows_that_cannot_be(change):
+  with pytest.raises(errors.UserError, match='melody has windows of 4 s every . s at frame_rate'):
+    dataclasses.replace(MELODY, **change)
+
+
 def test_every_id_belongs_to_one_level():
   stage = LAYOUT.stage('coarse', 0.4)
   owned = [i for s in stage.streams for first in stage.level_offsets(s)

@@ -1,26 +1,42 @@
-"""Long pieces, stories and continuations of a model: are they what they claim to be?"""
+"""Long pieces, stories, continuations and melodies of a model: are they what they claim to be?"""
 
 from musiclm_jax import cli
 
 _EXAMPLES = """
 tools/evaluate_generation.py --output=modes
 tools/evaluate_generation.py --model=models --seconds=240 --num_samples=8 --output=modes
+tools/evaluate_generation.py --modes=melody --melodies=hums,whistling.wav --output=modes
 """
+_MODES = ('long', 'story', 'continuation', 'melody')
 _STORY = ('0:00 A calm solo piano piece; 0:15 A fast rock song with distorted guitar and drums; '
           '0:30 A calm solo piano piece')
+
+
+def modes(text: str) -> list[str]:
+  """Returns the names of 'long,story', each once."""
+  names = list(dict.fromkeys(part.strip() for part in text.split(',')))
+  if not set(names) <= set(_MODES):
+    raise ValueError(f'{text!r} names a mode that is none of {_MODES}')
+  return names
 
 
 def _parse():
   parser = cli.parser('Measures the modes of generation and writes what it measured as wavs.', _EXAMPLES)
   parser.add_argument('--model', default=None,
                       help='directory of exported models (default: the small one in the package)')
+  parser.add_argument('--modes', type=modes, metavar='MODE[,..]',
+                      help=f'of {", ".join(_MODES)} (default: all, melody where the model hears one)')
   parser.add_argument('--seconds', type=cli.positive, default=120,
                       help='of the long piece (default: 120)')
-  parser.add_argument('--prompt', default='A calm solo piano piece', help='of the long piece')
+  parser.add_argument('--prompt', default='A calm solo piano piece', help='of all but stories')
   parser.add_argument('--story', default=_STORY, help=f'as generate.py takes it (default: {_STORY})')
   parser.add_argument('--story_overlap', type=cli.count, help='as generate.py takes it')
   parser.add_argument('--num_samples', type=cli.positive, default=4,
-                      help='stories and continuations (default: 4)')
+                      help='stories, continuations and pieces for each tune (default: 4)')
+  parser.add_argument('--melodies', metavar='WAV_OR_FOLDER[,..]',
+                      help='tunes, their first 10 s (default: hums, composed for this)')
+  parser.add_argument('--num_tunes', type=cli.positive, default=8,
+                      help='how many hums, without --melodies (default: 8)')
   parser.add_argument('--output', required=True, help='folder for the wavs')
   return parser.parse_args()
 
@@ -64,6 +80,16 @@ def _continuation(musiclm, args, np, evaluation, save) -> None:
           f'most {worst:.1e}; the join: {found[-1].describe()}')
 
 
+def _melody(musiclm, args, evaluation, tunes, save) -> None:
+  followed = evaluation.follow(musiclm, tunes, args.prompt, args.num_samples)
+  for name, tune in tunes.items():
+    save(name, tune)
+    for kind, music in (('made', followed.made), ('unconditioned', followed.unconditioned)):
+      for i, waveform in enumerate(music[name]):
+        save(f'{name}-{kind}-{i + 1}', waveform)
+  print(followed.similarity.describe())
+
+
 def main():
   args = _parse()
   import numpy as np
@@ -73,13 +99,24 @@ def main():
   from musiclm_jax.evaluation import generation_modes as evaluation
   from musiclm_jax.generation import stories
 
+  tunes = evaluation.read_tunes(args.melodies.split(',')) if args.melodies else {}
   musiclm = generate.MusicLM.from_pretrained(args.model)
   folder = epath.Path(args.output)
   save = lambda name, waveform: audio.write(
       folder / f'{name}.wav', waveform, musiclm.sample_rate, overwrite=True)
-  _long(musiclm, args, evaluation, save)
-  _story(musiclm, args, evaluation, stories, save)
-  _continuation(musiclm, args, np, evaluation, save)
+  wanted = args.modes or [
+      mode for mode in _MODES if mode != 'melody' or tunes or musiclm.layout.melody]
+  if 'melody' in wanted:
+    tunes = tunes or evaluation.hummed_tunes(args.num_tunes)
+    musiclm.melody_codes(next(iter(tunes.values())))  # a model that hears none says so now
+  if 'long' in wanted:
+    _long(musiclm, args, evaluation, save)
+  if 'story' in wanted:
+    _story(musiclm, args, evaluation, stories, save)
+  if 'continuation' in wanted:
+    _continuation(musiclm, args, np, evaluation, save)
+  if 'melody' in wanted:
+    _melody(musiclm, args, evaluation, tunes, save)
 
 
 if __name__ == '__main__':

@@ -10,6 +10,7 @@ tools/generate.py --prompt="Fast rock with distorted guitar" --output=rock.wav -
 tools/generate.py --prompt="Lo-fi hip hop beat" --output=beat.wav --num_samples=8 --keep_best=2
 tools/generate.py --story="0:00 A calm solo piano piece; 0:15 A fast rock song" --story_overlap=0 --output=story.wav
 tools/generate.py --continue_from=piano.wav --output=more.wav --seconds=20
+tools/generate.py --melody=humming.wav --prompt="A guitar solo" --output=guitar.wav
 tools/generate.py --style_audio=rock.wav --prompt="Solo piano" --style_weight=0.3 --output=both.wav
 tools/generate.py --prompt="Ambient" --seconds=600 --stream --output=- | ffplay -
 tools/generate.py --prompts=prompts.tsv --output=gs://bucket/run1/ --batch_size=16
@@ -29,6 +30,9 @@ def _parse(argv):
                          'clearer (default: half a window, as in the paper)')
   what.add_argument('--continue_from', metavar='WAV',
                     help='music to go on from; without --prompt, in its own style')
+  what.add_argument('--melody', metavar='WAV',
+                    help='a tune to follow from its start, hummed, sung, whistled or played; with '
+                         '--continue_from, by what is new')
   what.add_argument('--style_audio', metavar='WAV',
                     help='music to take the style of; with --prompt, a blend of both')
   what.add_argument('--style_weight', type=float, default=0.5,
@@ -123,7 +127,7 @@ def _one_prompt(args):
     seconds = prompt.seconds if args.seconds is None else seconds
   request = one_prompt.Request(
       prompt, seconds, args.seed, _sampling(args, generate), args.style_audio, args.style_weight,
-      args.continue_from)
+      args.continue_from, args.melody)
   models = {'model': args.model, 'text_mapper': args.text_mapper,
             'weights_dtype': args.weights_dtype}
   if not args.stream:
@@ -141,7 +145,7 @@ def _many_prompts(args):
   from musiclm_jax import errors, generate
   from musiclm_jax.generation_jobs import batch, jobs
 
-  for name in ('prompt', 'story', 'continue_from', 'style_audio', 'plot', 'stream'):
+  for name in ('prompt', 'story', 'continue_from', 'melody', 'style_audio', 'plot', 'stream'):
     if getattr(args, name) not in (None, False):
       raise errors.UserError(f'--{name} does not apply with --prompts')
   batch.run(jobs.Job(

@@ -151,17 +151,17 @@ def parse_tokens(layout: token_layout.TokenLayout, embedding_dim: int) -> Prepro
   """Returns a step from a token record to its arrays.
 
   {'mulan': int32[W, Q], 'mulan_embeddings': float32[W, D], 'semantic': int32[T_s, 1],
-  'acoustic': int32[T_a, Q]}
+  'acoustic': int32[T_a, Q]}, and 'melody': int32[R, Q] of a layout with melodies.
   """
 
   @seqio.map_over_dataset
   def parse(example):
     def codes(name):
-      levels = getattr(layout, name).num_levels
+      levels = layout.recorded[name].num_levels
       return tf.reshape(tf.cast(example[f'{name}_tokens'], tf.int32), [-1, levels])
 
     embeddings = tf.cast(tf.io.decode_raw(example['mulan_embeddings'], tf.float16), tf.float32)
-    return {'mulan': codes('mulan'), 'semantic': codes('semantic'), 'acoustic': codes('acoustic'),
+    return {**{name: codes(name) for name in layout.recorded},
             'mulan_embeddings': tf.reshape(embeddings, [-1, embedding_dim])}
 
   return parse
@@ -189,9 +189,8 @@ def crop_tokens(layout: token_layout.TokenLayout, stage: token_layout.StageLayou
       if stream.name == layout.mulan.name:
         codes = _crop_mulan(example, start, seconds, window_seconds, codebooks)[:, stream.levels]
       else:
-        source = example['semantic' if stream.name == layout.semantic.name else 'acoustic']
-        first = start * stream.frame_rate
-        codes = source[first:first + stream.num_frames(stage.seconds), stream.levels]
+        source = example[stream.name if stream.name in layout.recorded else 'acoustic']
+        codes = source[stream.rows(start, stage.seconds), stream.levels]
       flat = tf.reshape(codes + stage.level_offsets(stream), [-1])
       length = stream.num_frames(stage.seconds) * stream.num_levels
       flat = tf.pad(flat, [[0, length - tf.size(flat)]], constant_values=token_layout.PAD_ID)

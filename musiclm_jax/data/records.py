@@ -25,6 +25,7 @@ A token record (TOKENS_DIR/train-..., layout.json, info.json, mulan_codebooks.np
   mulan_embeddings float16[W, 128] as bytes, little endian
   semantic_tokens  int64[T_s]
   acoustic_tokens  int64[T_a * Q]       frame-major: [[a0 a1] [b0 b1]] -> a0 a1 b0 b1
+  melody_tokens    int64[R * Q]         as mulan_tokens; absent without a melody model
 """
 
 import json
@@ -62,6 +63,7 @@ TOKEN_FEATURES = {
     'mulan_embeddings': tf.io.FixedLenFeature([], tf.string),
     'semantic_tokens': tf.io.RaggedFeature(tf.int64),
     'acoustic_tokens': tf.io.RaggedFeature(tf.int64),
+    'melody_tokens': tf.io.RaggedFeature(tf.int64),
 }
 
 
@@ -94,14 +96,14 @@ def token_record(record_id: str, tokens: Mapping[str, np.ndarray]) -> bytes:
   """Returns a serialised token record.
 
   `tokens`: mulan_tokens int[W, Q], mulan_embeddings float[W, 128], semantic_tokens int[T_s],
-  acoustic_tokens int[T_a, Q].
+  acoustic_tokens int[T_a, Q], and, of a layout with melodies, melody_tokens int[R, Q].
   """
+  codes = ('mulan_tokens', 'semantic_tokens', 'acoustic_tokens')
+  codes += ('melody_tokens',) if 'melody_tokens' in tokens else ()
   return _example({
       'id': [record_id],
       'mulan_embeddings': [np.asarray(tokens['mulan_embeddings']).astype('<f2').tobytes()],
-      'mulan_tokens': np.asarray(tokens['mulan_tokens']).reshape(-1),
-      'semantic_tokens': np.asarray(tokens['semantic_tokens']).reshape(-1),
-      'acoustic_tokens': np.asarray(tokens['acoustic_tokens']).reshape(-1),
+      **{name: np.asarray(tokens[name]).reshape(-1) for name in codes},
   })
 
 

@@ -1,13 +1,21 @@
-"""L5. What long pieces, stories and continuations must keep: no clicks, their texts, their beginning."""
+"""L5. What the modes of generation must keep.
+
+Long pieces have no clicks, stories follow their texts, continuations keep their beginning, and music
+for a tune follows the tune.
+"""
 
 import dataclasses
+import math
 import time
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from musiclm_jax import generate, music_tokens
+from musiclm_jax import audio, errors, generate, music_tokens
+from musiclm_jax.evaluation import chroma, codec_quality
 
 EDGE_SECONDS = 0.005  # a click is shorter
+TUNE_SECONDS = 10  # of a tune, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,3 +77,54 @@ def story_similarities(musiclm: generate.MusicLM, story: generate.Story, wavefor
   sections = [[music_tokens.embed_music(musiclm.models['mulan'], waveform[start:end])
                for waveform in waveforms] for start, end in zip(cuts, cuts[1:], strict=False)]
   return np.einsum('cbe,te->ct', sections, texts) / len(waveforms)
+
+
+def hummed_tunes(count: int) -> dict[str, np.ndarray]:
+  """Returns {name: float32[S] at 24 kHz}: hums of melodies composed for this, in no corpus."""
+  try:
+    from musiclm_jax.corpus import melody_excerpts, melody_versions
+  except ModuleNotFoundError as error:
+    raise errors.UserError(f'composing tunes needs pip install \'.[corpus]\' ({error}); --melodies '
+                           'takes recordings instead') from error
+  found = {}
+  for i in range(count):
+    random = np.random.default_rng([0, 7, i])  # the corpora draw from [seed, 1] to [seed, 6]
+    excerpt = melody_excerpts.from_composition(random)
+    found[f'tune-{i + 1}'] = melody_versions.make_version(excerpt, 'hum', None, None, random)
+  return found
+
+
+def read_tunes(names: Iterable[str]) -> dict[str, np.ndarray]:
+  """Returns {name: float32[S] at 24 kHz}: the beginnings of sound files and of those of folders."""
+  found = {}
+  for i, path in enumerate(codec_quality.audio_files(name for name in names if name.strip())):
+    tune = audio.read_beginning(path, TUNE_SECONDS)
+    if not chroma.chromagram(tune, audio.SAMPLE_RATE).any():
+      raise errors.UserError(f'{path} is silent in its first {TUNE_SECONDS} s, wanted a tune')
+    found[f'tune-{i + 1}-{path.stem}'] = tune
+  return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Followed:
+  """Music float32[B, S] of each name of a tune: made for the tune, and the same without a melody."""
+
+  made: Mapping[str, np.ndarray]
+  unconditioned: Mapping[str, np.ndarray]
+  similarity: chroma.Report
+
+
+def follow(musiclm: generate.MusicLM, tunes: Mapping[str, np.ndarray], prompt: str, num_samples: int
+           ) -> Followed:
+  """Returns `num_samples` pieces for each tune, as long as the longest, with seeds of their own."""
+  rate = musiclm.sample_rate
+  seconds = min(TUNE_SECONDS, math.ceil(max(map(len, tunes.values())) / rate))
+  music = {}
+  for melodic in (True, False):
+    music[melodic] = {
+        name: musiclm.generate([prompt] * num_samples, seconds=seconds, seed=200 + i,
+                               melody=tune if melodic else None)
+        for i, (name, tune) in enumerate(tunes.items())}
+  report = chroma.measure(
+      list(tunes.values()), list(music[True].values()), list(music[False].values()), rate)
+  return Followed(music[True], music[False], report)

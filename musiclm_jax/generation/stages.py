@@ -61,17 +61,30 @@ class Conditions:
   overlap: seconds of the music before that are heard where a section begins; None for as much as
     windows always hear (half their length, as in the paper).
   given: {'semantic', 'acoustic'}: codes int32[T, Q] of whole seconds that every example goes on from.
+  melody: codes int32[R, Q] of a tune that begins where what is given ends, row r of its window from
+    second r on; None without one. Stages hear nothing of a tune before its start and after its end.
   """
 
   mulan: np.ndarray
   changes: tuple[int, ...] = (0,)
   overlap: int | None = None
   given: Mapping[str, np.ndarray] | None = None
+  melody: np.ndarray | None = None
 
   def at(self, second: int) -> np.ndarray:
     """Returns the music tokens int32[B, 1, Q] of a moment."""
     section = np.searchsorted(self.changes, second, side='right') - 1
     return self.mulan[:, section:section + 1]
+
+  def tune(self, stream: token_layout.TokenStream, start: int, seconds: float
+           ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns melody codes int32[T, Q] from second `start` of the tune on, and which it has bool[T]."""
+    rows = np.arange(stream.num_frames(seconds)) * stream.hop_seconds + start
+    there = np.zeros(len(rows), bool) if self.melody is None else (
+        (rows >= 0) & (rows < len(self.melody)))
+    codes = np.zeros((len(rows), stream.num_levels), np.int32)
+    codes[there] = self.melody[rows[there]] if there.any() else 0
+    return codes, there
 
 
 class _Stream:
@@ -108,7 +121,7 @@ class Run:
     """
     self._samplers, self._conditions, self._how = samplers, conditions, how
     self._stages = {name: samplers[name].stage for name in token_layout.STAGES}
-    self._on_progress = on_progress
+    self._on_progress, self._batch = on_progress, len(keys)
     lengths = {name: int(stage.seconds) for name, stage in self._stages.items()}
     # A window of the acoustic stages is never cut short: their prefix has its trained length.
     self.seconds = max(seconds, lengths['coarse'], lengths['fine'])
@@ -116,9 +129,9 @@ class Run:
       self.seconds = max(self.seconds, conditions.changes[-1] + max(lengths.values()))
     given = self._given()
     self.streams = {
-        name: _Stream(stage.target, len(keys), self.seconds, given.get(name))
+        name: _Stream(stage.target, self._batch, self.seconds, given.get(name))
         for name, stage in self._stages.items()}
-    begin = self.streams['fine'].second
+    self._begin = begin = self.streams['fine'].second
     steps = {'semantic': _half(lengths['semantic']), 'coarse': _half(lengths['coarse']),
              'fine': lengths['fine']}
     self._windows = {
@@ -201,17 +214,23 @@ class Run:
     """Returns the ids int32[B, P] that a window is made from."""
     stage, codes = self._stages[name], {}
     for stream in stage.prefix:
-      if stream.name == token_layout.CONDITION:
+      if stream.name == token_layout.PROMPT:
         codes[stream.name] = self._conditions.at(window.first)
+      elif stream.name == token_layout.MELODY:
+        tune, there = self._conditions.tune(stream, window.start - self._begin, stage.seconds)
+        codes[stream.name] = np.broadcast_to(tune, (self._batch, *tune.shape))
       else:
         end = window.start + int(stage.seconds)
         codes[stream.name] = self.streams[stream.name].between(window.start, end)
-    return stage.flatten_prefix(codes)
+    ids = stage.flatten_prefix(codes)
+    if token_layout.MELODY in codes:
+      ids = stage.hidden(ids, token_layout.MELODY, ~there)
+    return ids
 
   def _sample(self, name, seconds, prefix, keys, given, done: float) -> np.ndarray:
     """Returns codes int32[rows, T, Q] of windows; `done` of all windows are made already."""
     how, stage, total = getattr(self._how, name), self._stages[name], len(self._windows[name])
-    rows = len(prefix) / self.streams[name].codes.shape[0]  # windows that are made together
+    rows = len(prefix) / self._batch  # windows that are made together
     self._on_progress(name, done / total)
     ids = self._samplers[name].sample(
         prefix, keys, temperature=how.temperature, top_k=how.top_k, top_p=how.top_p,
@@ -235,7 +254,7 @@ def check_sampling(how: Sampling, stages: Mapping[str, token_layout.StageLayout]
 
 
 def _hears_prompt(stage: token_layout.StageLayout) -> bool:
-  return any(stream.name == token_layout.CONDITION for stream in stage.prefix)
+  return any(stream.name == token_layout.PROMPT for stream in stage.prefix)
 
 
 def _half(seconds: int) -> int:

@@ -25,7 +25,7 @@ class Request:
   """What one command line asks for.
 
   prompt: a description, or a story; '' with music to take the style of, or to go on from.
-  style_audio, continue_from: names of sound files, or None.
+  style_audio, continue_from, melody: names of sound files, or None.
   """
 
   prompt: str | generate.Story
@@ -35,6 +35,7 @@ class Request:
   style_audio: str | None = None
   style_weight: float = 0.5
   continue_from: str | None = None
+  melody: str | None = None
 
   def music(self) -> dict:
     """Returns the arguments of MusicLM.generate beside prompts; reads the sound files."""
@@ -43,7 +44,8 @@ class Request:
     if style is None and not self.prompt:
       style = given  # goes on in its own style
     return {'seconds': self.seconds, 'how': self.how, 'style': style,
-            'style_weight': self.style_weight, 'continue_from': given}
+            'style_weight': self.style_weight, 'continue_from': given,
+            'melody': audio.read(self.melody) if self.melody else None}
 
   def check(self) -> None:
     """Raises an error for what can be seen to be wrong before models are read."""

@@ -29,6 +29,9 @@ class LanguageModelObjective:
   z_loss: weight of log(Z)^2, which keeps logits from drifting; training only.
   condition_dropout: share of the examples whose music tokens are hidden in training, so that the
     model may be sampled with classifier-free guidance; MusicLM has none.
+  melody_dropout: share of the examples whose melody is hidden in training, of half of them all of it,
+    of the others each window with a chance of 1/2, as beyond the end of a tune: the model then serves
+    with a melody and without. Of a layout without one, it is of no effect.
   tokens_dir: the token records trained on (of several, the first); the tokenizers that their
     layout.json names travel with the exported model.
   """
@@ -40,6 +43,7 @@ class LanguageModelObjective:
   softmax: str = 'legal'
   z_loss: float = 1e-4
   condition_dropout: float = 0.0
+  melody_dropout: float = 0.5
   tokens_dir: str | tuple[str, ...] | None = None
 
   loss_is_mean_over_examples = True  # crops have one length, so microbatches weigh the same
@@ -47,11 +51,11 @@ class LanguageModelObjective:
   def __post_init__(self):
     if self.softmax not in ('legal', 'full'):
       raise errors.UserError(f"softmax is {self.softmax!r}, wanted 'legal' or 'full'")
-    if not 0 <= self.condition_dropout < 1:
-      raise errors.UserError(
-          f'condition_dropout is {self.condition_dropout}, wanted 0 or more and below 1')
+    for name in ('condition_dropout', 'melody_dropout'):
+      if not 0 <= getattr(self, name) < 1:
+        raise errors.UserError(f'{name} is {getattr(self, name)}, wanted 0 or more and below 1')
     if self.condition_dropout:
-      self.stage_layout.positions(token_layout.CONDITION)  # an error for a stage without it
+      self.stage_layout.positions(token_layout.PROMPT)  # an error for a stage without it
     vocab_size = self.stage_layout.vocab_size
     if self.config.vocab_size not in (0, vocab_size):
       raise errors.UserError(
@@ -70,7 +74,9 @@ class LanguageModelObjective:
   @property
   def export_extra(self) -> dict[str, Any]:
     """Returns what generation must know beside the config."""
-    return {'seconds': self.seconds, 'condition_dropout': self.condition_dropout}
+    heard = token_layout.MELODY in self.stage_layout.conditions
+    return {'seconds': self.seconds, 'condition_dropout': self.condition_dropout,
+            **({'melody_dropout': self.melody_dropout} if heard else {})}
 
   @property
   def export_text_files(self) -> dict[str, str]:
@@ -78,7 +84,7 @@ class LanguageModelObjective:
     if self.tokens_dir is None:
       return {}
     first = self.tokens_dir if isinstance(self.tokens_dir, str) else self.tokens_dir[0]
-    saved = dataclasses.replace(token_layout.read_layout(first), layout=self.layout)
+    saved = token_layout.read_layout(first).used_by(self.layout)
     return {token_layout.LAYOUT_FILE: saved.to_text()}
 
   @property
@@ -100,8 +106,7 @@ class LanguageModelObjective:
   def loss_fn(self, params, model_state, batch, rng, step):
     """Returns (mean cross entropy f32[] + z loss, (model_state, metrics))."""
     rngs = {'dropout': jax.random.fold_in(rng, step)}
-    if self.condition_dropout:
-      batch = self._without_some_conditions(batch, rngs['dropout'])
+    batch = self._without_some_conditions(batch, rngs['dropout'])
     logits, targets, weights = self._predict(params, batch, rngs)
     entropy, total = losses.cross_entropy(logits, targets, weights)
     loss, _ = losses.cross_entropy(logits, targets, weights, self.z_loss)
@@ -122,14 +127,24 @@ class LanguageModelObjective:
     return metrics
 
   def _without_some_conditions(self, batch, rng):
-    """Returns the batch with the music tokens of some examples hidden from the model's input."""
-    tokens, positions = batch['decoder_input_tokens'], self.stage_layout.positions(
-        token_layout.CONDITION)
-    dropped = jax.random.bernoulli(
-        jax.random.fold_in(rng, 1), self.condition_dropout, (tokens.shape[0], 1))
+    """Returns the batch with conditions of some examples hidden from the model's input."""
+    tokens, size = batch['decoder_input_tokens'], batch['decoder_input_tokens'].shape[0]
+    draw = lambda number, share, *shape: jax.random.bernoulli(
+        jax.random.fold_in(rng, number), share, (size, *shape))
+    if self.condition_dropout:
+      tokens = self._hidden(tokens, token_layout.PROMPT, draw(1, self.condition_dropout, 1))
+    if self.melody_dropout and token_layout.MELODY in self.stage_layout.conditions:
+      frames = self.stage_layout.stream(token_layout.MELODY).num_frames(self.seconds)
+      hidden = draw(2, 0.5, 1) | draw(3, 0.5, frames)
+      tokens = self._hidden(tokens, token_layout.MELODY, draw(4, self.melody_dropout, 1) & hidden)
+    return batch | {'decoder_input_tokens': tokens}
+
+  def _hidden(self, tokens, name, frames):
+    """Returns input ids [B, L] with MASK for a stream's `frames` bool[B, T]."""
+    positions, levels = self.stage_layout.positions(name), self.stage_layout.stream(name).num_levels
     slots = slice(positions.start + 1, positions.stop + 1)  # slot i reads id i - 1
-    hidden = jnp.where(dropped, token_layout.MASK_ID, tokens[:, slots])
-    return batch | {'decoder_input_tokens': tokens.at[:, slots].set(hidden)}
+    frames = jnp.repeat(frames, levels, axis=1)
+    return tokens.at[:, slots].set(jnp.where(frames, token_layout.MASK_ID, tokens[:, slots]))
 
   def _predict(self, params, batch, rngs):
     """Returns (logits [B, T, V], targets [B, T], weights [B, T]); T = N, or L under 'full'."""

@@ -16,6 +16,7 @@ LAYOUT = token_layout.TokenLayout(
     semantic=token_layout.TokenStream('semantic', 1, 16, 25),
     acoustic=token_layout.TokenStream('acoustic', 3, 16, 50),
     coarse_levels=2,
+    melody=token_layout.TokenStream('melody', 2, 8, 1, window_seconds=2),
 )
 SECONDS = {'semantic': 4, 'coarse': 2, 'fine': 1}
 CODEC = soundstream.SoundStreamConfig(
@@ -61,6 +62,7 @@ def export(directory: pathlib.Path, condition_dropout: float = 0.0) -> pathlib.P
   _export(directory, 'soundstream', CODEC, soundstream.SoundStream(CODEC), jnp.zeros((1, 960)))
   fingerprints = {
       **_export_semantic_tokenizer(directory),
+      **tiny_tokenizers.export(directory, tiny_tokenizers.MELODY_CONFIGS),
       'mulan_quantizer': checkpoints.export_model(
           directory / 'mulan_quantizer', 'mulan_quantizer', rvq,
           {'codebooks': quantizers.codebook_variables(

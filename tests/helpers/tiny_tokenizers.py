@@ -5,7 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax import checkpoints
-from musiclm_jax.models import mulan, quantizers, registry, resnet, soundstream, w2v_bert
+from musiclm_jax.models import (
+    melody,
+    mulan,
+    quantizers,
+    registry,
+    resnet,
+    soundstream,
+    spectrogram,
+    w2v_bert,
+)
 
 DIM = 16
 CONFIGS = {
@@ -23,6 +32,15 @@ CONFIGS = {
     'mulan_quantizer': quantizers.ResidualVectorQuantizerConfig(
         dim=DIM, num_quantizers=3, codebook_size=8),
 }
+MELODY_CONFIGS = {
+    'melody': melody.MelodyConfig(
+        encoder=mulan.EncoderConfig(num_layers=1, emb_dim=8, num_heads=1, mlp_dim=8),
+        mel=spectrogram.MelConfig(
+            sample_rate=24_000, n_fft=512, win_length=512, hop_length=2400, num_mels=8),
+        window_seconds=2.0, hop_seconds=1.0, embedding_dim=DIM),
+    'melody_quantizer': quantizers.ResidualVectorQuantizerConfig(
+        dim=DIM, num_quantizers=2, codebook_size=8),
+}
 
 
 def random_variables(name, config):
@@ -34,10 +52,12 @@ def random_variables(name, config):
                   if leaf.shape else 1, leaf.dtype) for leaf in leaves])
 
 
-def export(path) -> None:
-  """Writes PATH/{soundstream,w2v_bert,semantic_quantizer,mulan,mulan_quantizer}."""
-  for name, config in CONFIGS.items():
+def export(path, configs=CONFIGS) -> dict[str, str]:
+  """Writes PATH/{soundstream,w2v_bert,..}; returns the fingerprints."""
+  fingerprints = {}
+  for name, config in configs.items():
     variables = random_variables(name, config)
     if name == 'semantic_quantizer':
       variables['codebooks']['std'] = jnp.ones(DIM)
-    checkpoints.export_model(path / name, name, config, variables)
+    fingerprints[name] = checkpoints.export_model(path / name, name, config, variables)
+  return fingerprints

@@ -103,6 +103,28 @@ def test_condition_dropout_hides_the_music_tokens_of_that_share_of_examples():
   assert found['decoder_target_tokens'] is batch['decoder_target_tokens']
 
 
+def test_melody_dropout_hides_all_of_it_or_some_of_its_windows():
+  layout = dataclasses.replace(OBJECTIVE.layout, melody=token_layout.TokenStream(
+      'melody', 2, 4, 1, window_seconds=1))
+  objective = dataclasses.replace(OBJECTIVE, layout=layout, seconds=2, melody_dropout=0.4,
+                                  config=transformer.DecoderConfig(num_layers=1))
+  assert objective.export_extra['melody_dropout'] == 0.4
+  assert 'melody_dropout' not in OBJECTIVE.export_extra
+  batch = make_batch(objective, batch_size=512)
+  tokens = np.asarray(batch['decoder_input_tokens'])
+  hidden = np.asarray(objective._without_some_conditions(
+      batch, jax.random.key(0))['decoder_input_tokens'])
+  tune = slice(3, 7)  # after BOS and two levels of mulan: two windows of two levels
+  np.testing.assert_array_equal(np.delete(hidden, tune, axis=1), np.delete(tokens, tune, axis=1))
+  windows = (hidden[:, tune] == token_layout.MASK_ID).reshape(512, 2, 2)
+  assert (windows[..., 0] == windows[..., 1]).all()  # both levels of a window, or none
+  patterns = np.unique(windows[..., 0] @ [1, 2], return_counts=True)
+  share = dict(zip(*patterns, strict=True))
+  # Of 0.4: half all, and of the other half a quarter each of none, the first, the second, both.
+  for pattern, wanted in ((0, 0.65), (1, 0.05), (2, 0.05), (3, 0.25)):
+    assert abs(share[pattern] / 512 - wanted) < 0.06
+
+
 def test_a_model_trained_with_all_conditions_hidden_ignores_them():
   """The loss of the objective uses the dropout: at a share near 1, conditions do not matter."""
   objective = dataclasses.replace(OBJECTIVE, condition_dropout=1 - 1e-9)
@@ -118,6 +140,8 @@ def test_a_model_trained_with_all_conditions_hidden_ignores_them():
 def test_condition_dropout_errors():
   with pytest.raises(errors.UserError, match='condition_dropout is 1.0, wanted 0 or more'):
     dataclasses.replace(OBJECTIVE, condition_dropout=1.0)
+  with pytest.raises(errors.UserError, match='melody_dropout is -0.1, wanted 0 or more'):
+    dataclasses.replace(OBJECTIVE, melody_dropout=-0.1)
   with pytest.raises(errors.UserError, match="stage fine has no stream 'mulan'"):
     dataclasses.replace(OBJECTIVE, stage='fine', condition_dropout=0.1)
 

@@ -28,9 +28,16 @@ SEMANTIC = np.arange(SECONDS * 25)
 ACOUSTIC = np.arange(SECONDS * 50)[:, None] + np.array([0, 1, 2])
 
 
+MELODY = np.arange(SECONDS - 3)[:, None] + np.array([0, 100, 200])
+WITH_MELODY = dataclasses.replace(LAYOUT, melody=token_layout.TokenStream(
+    'melody', 3, 512, 1, window_seconds=4, hop_seconds=3))
+
+
 def _write(path, seconds=SECONDS, layout=LAYOUT, tokenizer='a'):
   record = {'mulan_tokens': MULAN, 'mulan_embeddings': EMBEDDINGS,
             'semantic_tokens': SEMANTIC[:seconds * 25], 'acoustic_tokens': ACOUSTIC[:seconds * 50]}
+  if layout.melody:
+    record['melody_tokens'] = MELODY[:max(seconds - 3, 1)]
   if seconds < SECONDS:
     record |= {'mulan_tokens': MULAN[:1], 'mulan_embeddings': EMBEDDINGS[:1]}
   records.write_shard(path / records.shard_name('train', 0, 1), [
@@ -74,6 +81,37 @@ def test_crops_are_aligned_and_flattened_by_the_layout(directory, stage, seconds
     codes = _codes(start, seconds) | {'mulan': MULAN[start:start + 1]}
     np.testing.assert_array_equal(row, layout.flatten(codes))
   assert min(starts) == 0 and max(starts) == SECONDS - seconds and len(set(starts)) > 3
+
+
+def test_a_crop_has_the_melody_of_its_own_seconds(tmp_path):
+  directory = _write(tmp_path, layout=WITH_MELODY)
+  fewer = dataclasses.replace(
+      WITH_MELODY, melody=dataclasses.replace(WITH_MELODY.melody, num_levels=2))
+  layout, batch = _batch(directory, 'semantic', 10, fewer)
+  for row in batch['decoder_target_tokens']:
+    start = int(layout.unflatten(row[layout.prefix_length:])[0, 0]) // 25
+    codes = {'mulan': MULAN[start:start + 1], 'melody': MELODY[[start, start + 3, start + 6], :2]}
+    np.testing.assert_array_equal(row[:layout.prefix_length], layout.flatten_prefix(codes))
+  # Whoever does not hear melodies reads the same records.
+  layout, batch = _batch(directory, 'semantic', 10, LAYOUT)
+  assert batch['decoder_target_tokens'].shape == (24, layout.sequence_length) == (24, 252)
+
+
+def test_a_melody_that_the_records_lack_or_have_less_of_is_named(directory, tmp_path):
+  with pytest.raises(errors.UserError, match='layout.melody is .* in the configured layout, None in'):
+    tokens.tokens(directory, WITH_MELODY, 'semantic', 10)
+  more = dataclasses.replace(
+      WITH_MELODY, melody=dataclasses.replace(WITH_MELODY.melody, num_levels=4))
+  with pytest.raises(errors.UserError, match='uses 4 levels of melody, .* has 3'):
+    tokens.tokens(_write(tmp_path, layout=WITH_MELODY), more, 'semantic', 10)
+
+
+def test_a_short_record_has_the_melody_it_has(tmp_path):
+  layout, batch = _batch(_write(tmp_path, 6, WITH_MELODY), 'semantic', 10, WITH_MELODY)
+  row = batch['decoder_target_tokens'][0]
+  np.testing.assert_array_equal(
+      row[2:5], layout.flatten_stream(layout.stream('melody'), MELODY[:1]))
+  assert not row[5:11].any()  # its windows at 3 and 6 s are PAD
 
 
 def test_input_is_shifted_and_only_targets_are_scored(directory):
