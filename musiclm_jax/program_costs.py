@@ -14,6 +14,11 @@ _BYTES = {'pred': 1, 's4': 0.5, 'u4': 0.5, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2,
           's64': 8, 'u64': 8, 'bf16': 2, 'f16': 2, 'f32': 4, 'f64': 8, 'f8e4m3fn': 1, 'f8e5m2': 1,
           'c64': 8, 'c128': 16}
 _INSTRUCTION = re.compile(r'\s*(?:ROOT )?%([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)')
+# Products over all of [T, S] in JAX's primitives of cuDNN attention: scores, values; backward the
+# scores again, and the gradients of weights, values, queries and keys.
+_CUDNN_PRODUCTS = {
+    f'dot_product_attention_{way}{wrapper}': products
+    for way, products in (('fwd', 2), ('bwd', 5)) for wrapper in ('', '_wrapper')}
 _SHAPE = re.compile(r'\b([a-z]+[0-9a-z]*)\[([0-9,]*)\]')
 
 
@@ -25,7 +30,8 @@ def flops(jaxpr: Any, unknown_trips: int | None = None) -> int:
 
   A multiplication and an addition are two. A scan counts its body as often as it runs, a choice its
   dearest branch, and so does a Pallas kernel at every point of its grid; a loop of unknown length
-  runs `unknown_trips` times and is a ValueError without, as is a grid of unknown size.
+  runs `unknown_trips` times and is a ValueError without, as is a grid of unknown size.  cuDNN's
+  attention counts all of [T, S], like plain products: what a causal mask lets it skip, too.
   """
   jaxpr = getattr(jaxpr, 'jaxpr', jaxpr)
   return sum(_equation_flops(equation, unknown_trips) for equation in jaxpr.eqns)
@@ -41,6 +47,10 @@ def _equation_flops(equation, unknown_trips: int | None) -> int:
     kernel = equation.invars[1].aval.shape
     outputs = kernel[params['dimension_numbers'].rhs_spec[0]]  # each sees the others of the kernel
     return 2 * equation.outvars[0].aval.size * math.prod(kernel) // outputs
+  if name in _CUDNN_PRODUCTS:
+    query, key = (equation.invars[i].aval for i in (0, 1))
+    keys = key.shape[1 if params['layout'] == 0 else 2]  # of [B, T, H, D], or [B, H, T, D]
+    return 2 * _CUDNN_PRODUCTS[name] * query.size * keys
   inner = [flops(value, unknown_trips) for value in _jaxprs(params)]
   if name == 'scan':
     return params['length'] * sum(inner)

@@ -225,6 +225,8 @@ def read_tokens(directory, split: str) -> Iterator[dict]:
           'mulan_embeddings': embeddings.reshape(len(mulan_tokens), -1),
           'semantic_tokens': integers('semantic_tokens', 1)[:, 0],
           'acoustic_tokens': integers('acoustic_tokens', info['acoustic_levels']),
+          **({'melody_tokens': integers('melody_tokens', info['melody_levels'])}
+             if 'melody_levels' in info else {}),
       }
 
 

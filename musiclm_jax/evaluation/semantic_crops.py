@@ -25,7 +25,8 @@ from musiclm_jax.evaluation import memorization
 _TOKENIZERS = ('w2v_bert', 'semantic_quantizer', 'mulan', 'mulan_quantizer')  # of what is read here
 _RECORD = {
     'mulan': tf.TensorSpec([None, None], tf.int32), 'semantic': tf.TensorSpec([None, 1], tf.int32),
-    'mulan_embeddings': tf.TensorSpec([None, None], tf.float32)}
+    'mulan_embeddings': tf.TensorSpec([None, None], tf.float32),
+    'melody': tf.TensorSpec([None, None], tf.int32)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +72,8 @@ class SemanticStage:
 class Crops:
   """One crop of each record, in their order, as tasks.tokens makes them; left_out: too short ones.
 
+  Of what the stage hears there are the music tokens, as in the paper; a melody is hidden.
+
   `found` yields records as records.read_tokens does, with a 'piece' where it is known; without it
   every record is a piece of its own.
   """
@@ -99,7 +102,7 @@ class Crops:
     return cls(_tokenized(directory, split, tokenizer), stage, music_tokens.WINDOW_SECONDS, seed)
 
   def __iter__(self) -> Iterator[memorization.Example]:
-    stage = self._stage.sampler.stage
+    stage, hidden = self._stage.sampler.stage, self._stage.saved.layout.melody
     pieces, failed = collections.deque(), []
 
     def arrays():
@@ -111,7 +114,8 @@ class Crops:
           pieces.append(record.get('piece') or record['id'])
           yield {
               'mulan': record['mulan_tokens'], 'semantic': record['semantic_tokens'][:, None],
-              'mulan_embeddings': record['mulan_embeddings'].astype(np.float32)}
+              'mulan_embeddings': record['mulan_embeddings'].astype(np.float32),
+              'melody': np.zeros((0, hidden.num_levels if hidden else 0), np.int32)}
       except errors.UserError as error:  # TensorFlow would wrap it
         failed.append(error)
 
@@ -120,7 +124,10 @@ class Crops:
           self._stage.saved.layout, stage, self._stage.codebooks, self._window_seconds,
           crops_per_record=1)(tf.data.Dataset.from_generator(arrays, output_signature=_RECORD))
     for crop in crops.as_numpy_iterator():  # in the order of the records
-      yield memorization.Example(crop['prefix'], crop['targets'], pieces.popleft())
+      prefix = crop['prefix']
+      if token_layout.MELODY in stage.conditions:
+        prefix = stage.hidden(prefix, token_layout.MELODY)
+      yield memorization.Example(prefix, crop['targets'], pieces.popleft())
     if failed:
       raise failed[0]
 

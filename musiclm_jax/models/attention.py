@@ -48,16 +48,55 @@ def attention(query, key, value, mask, bias, num_heads, drop) -> Array:
   return jnp.einsum('...TS,...SD->...TD', weights.reshape(shape), value)
 
 
-def fused_attention(query, key, value, mask, bias, num_heads) -> Array:
-  """Returns what `attention` returns, through jax.nn.dot_product_attention (no weight dropout)."""
-  apart = lambda y: jnp.swapaxes(y.reshape(-1, num_heads, *y.shape[-2:]), 1, 2)  # [B, T, H, D]
-  query_apart = apart(query)
+def fused_attention(query, key, value, mask, bias, num_heads, causal: bool = False) -> Array:
+  """Returns what `attention` returns, through jax.nn.dot_product_attention (no weight dropout).
+
+  causal: the mask is the causal one over T = S keys, without a cache.  cuDNN's flash kernel is used,
+  forward and backward, where `causal` is set, arrays are bfloat16 or float16, D is a multiple of 8
+  up to 128, T is even if there is a bias, and the devices are NVIDIA's (compute capability 8.0 on;
+  for older ones say attention 'xla'): those of the active mesh, or JAX's first one without a mesh.
+  Everything else is XLA's.  The kernel keeps no [T, T] array and skips what the mask hides.
+  """
+  apart = lambda y: y.reshape(-1, num_heads, *y.shape[-2:])  # [B, H, ..]
+  args = (apart(query), apart(key), apart(value))
+  if causal and _fits_cudnn(query, bias) and _on_nvidia():
+    axes = ('batch', 'heads', None, None)
+    args += () if bias is None else (bias,)
+    y = on_each_device(_cudnn_attention, axes, axes)(*args)
+  else:
+    y = _product_attention(*args, bias, mask=mask[None, None])
+  return y.reshape(query.shape)
+
+
+def _product_attention(query, key, value, bias, **masking) -> Array:
+  """Returns [B, H, T, D] of query [B, H, T, D], key [B, H, D, S], value [B, H, S, D]."""
   if bias is not None:
-    bias = _of_examples(bias, query_apart.shape[0]).astype(query.dtype)
+    bias = _of_examples(bias, query.shape[0]).astype(query.dtype)
   y = jax.nn.dot_product_attention(
-      query_apart, apart(jnp.swapaxes(key, -2, -1)), apart(value), bias=bias,
-      mask=mask[None, None])
-  return jnp.swapaxes(y, 1, 2).reshape(query.shape)
+      jnp.swapaxes(query, 1, 2), jnp.transpose(key, (0, 3, 1, 2)), jnp.swapaxes(value, 1, 2),
+      bias=bias, **masking)
+  return jnp.swapaxes(y, 1, 2)
+
+
+def _cudnn_attention(query, key, value, bias=None) -> Array:
+  # A mask array would become a dense bias, and hide from the kernel what it can skip.
+  return _product_attention(query, key, value, bias, is_causal=True, implementation='cudnn')
+
+
+def _fits_cudnn(query: Array, bias: Array | None) -> bool:
+  length, dim = query.shape[-2:]
+  return (query.dtype in (jnp.bfloat16, jnp.float16) and dim <= 128 and dim % 8 == 0
+          and (bias is None or length % 2 == 0))
+
+
+def _on_nvidia() -> bool:
+  """Returns whether this is traced for NVIDIA's GPUs; jax.lax.platform_dependent cannot choose.
+
+  It would trace the kernel on every platform, which JAX refuses where cuDNN is not installed.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  device = jax.devices()[0] if mesh.empty else mesh.abstract_device
+  return device is not None and device.platform == 'gpu' and device.device_kind.startswith('NVIDIA')
 
 
 def _of_examples(bias: Array, batch_size: int) -> Array:

@@ -164,7 +164,8 @@ class Attention(nn.Module):
           'value': _write(cache['value'], value, index, axis=-2)}
       key, value = cache['key'], cache['value']
     if c.attention == 'fused':
-      y = attention.fused_attention(query, key, value, mask, bias, c.num_heads)
+      y = attention.fused_attention(
+          query, key, value, mask, bias, c.num_heads, causal=cache is None)
     elif c.attention == 'splash' and cache is None:
       y = attention.splash_attention(query, key, value)
     else:

@@ -21,10 +21,17 @@ from musiclm_jax.models import attention, layers
 
 Array = jax.Array
 
+
+def _dots_and_cudnn(primitive, *args, **params) -> bool:
+  return ('dot_product_attention' in primitive.name
+          or jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims(primitive, *args, **params))
+
+
 REMAT_POLICIES = {
     'none': None,
     'full': jax.checkpoint_policies.nothing_saveable,
     'dots': jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    'dots_attention': _dots_and_cudnn,
 }
 
 
@@ -36,11 +43,15 @@ class DecoderConfig:
   position: 'relative_bias' (T5, one table shared by all layers) or 'rotary'.
   clock: positions count tokens ('index', the papers), or moments of the stage ('time', see
     StageLayout.times), which puts aligned tokens of different streams at distance 0.
-  attention: 'xla'; 'fused', jax.nn.dot_product_attention, whose kernel JAX chooses; or 'splash', the
-    TPU kernel, for training with rotary positions (sampling is 'xla' then). Of the last two neither
-    has dropout of attention weights, nor query_chunk.
+  attention: 'xla'; 'fused', in training the cuDNN kernel on NVIDIA GPUs in bfloat16, elsewhere plain
+    XLA (attention.fused_attention has the rule); or 'splash', the TPU kernel, for training with
+    rotary positions. Of the last two neither has dropout of attention weights, nor query_chunk.
+    Sampling is always 'xla'.
   query_chunk: 0, or how many queries attend at once in training: saves the upper triangle.
-  remat: 'none', 'full' or 'dots': what the backward pass recomputes.
+  remat: what the backward pass computes again. 'full': each layer, from what goes into it; 'dots': all
+    but matrix products with weights; 'dots_attention': nor the cuDNN kernel of 'fused', for GPUs
+    with the memory (semantic stage, base size: 0.5 GiB a sequence, 'full' 0.04), without that kernel
+    the same as 'dots'; 'none': nothing.
   dtype: what matrix products compute in.
   """
 

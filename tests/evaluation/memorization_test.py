@@ -299,6 +299,18 @@ def test_crops_of_token_records(stage, tmp_path):
   assert any(np.any(a.target != b.target) for a, b in zip(found, other, strict=True))
 
 
+def test_a_stage_that_hears_melodies_is_asked_without_one(stage, untrained, tmp_path):
+  arrays, = write_tokens(tmp_path / 'tokens', stage.saved, (4,))
+  layout = dataclasses.replace(stage.saved.layout, melody=token_layout.TokenStream(
+      'melody', 2, 8, 1, window_seconds=2))
+  hears = dataclasses.replace(
+      stage, saved=dataclasses.replace(stage.saved, layout=layout),
+      sampler=sampling.Sampler(CONFIG, untrained, layout.stage('semantic', 4)))
+  crop, = semantic_crops.Crops.of_tokens(tmp_path / 'tokens', 'train', hears)
+  ids = stage.sampler.stage.flatten_prefix({'mulan': arrays['mulan_tokens']})
+  assert list(crop.prefix) == [*ids, *6 * [token_layout.MASK_ID]]
+
+
 def test_tokens_of_other_models_are_refused(stage, tmp_path):
   other = dict(stage.saved.tokenizers, w2v_bert='another')
   write_tokens(tmp_path / 'a', token_layout.SavedLayout(stage.saved.layout, other), [4])

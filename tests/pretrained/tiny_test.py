@@ -19,7 +19,8 @@ from musiclm_jax.objectives import mulan as mulan_objective
 
 TINY = generate.TINY
 HELD_OUT = pathlib.Path(__file__).parent / 'held_out'
-MODELS = (*token_layout.TOKENIZERS, *token_layout.STAGES)
+TOKENIZERS = token_layout.TOKENIZERS + token_layout.MELODY_TOKENIZERS
+MODELS = (*TOKENIZERS, *token_layout.STAGES)
 
 
 @pytest.fixture(scope='module')
@@ -54,7 +55,7 @@ def test_every_stage_was_trained_on_tokens_of_these_tokenizers(stage):
   fingerprints = {
       name: checkpoints.token_fingerprint(
           checkpoints.load_model(TINY / name), saved.layout.acoustic.num_levels)
-      for name in token_layout.TOKENIZERS}
+      for name in TOKENIZERS}
   assert saved.tokenizers == fingerprints
 
 
@@ -123,7 +124,9 @@ def test_empty_prompt_is_refused(musiclm):
 def test_int8_weights_predict_as_well(musiclm):
   """Mean cross entropy of the semantic stage on what it samples, with exact and with int8 weights."""
   model, stage = musiclm.models['semantic'], musiclm.stage('semantic')
-  prefix = stage.flatten_prefix({'mulan': musiclm.mulan_codes(['slow strings', 'fast rock'])})
+  tune = np.zeros((2, stage.stream('melody').num_frames(stage.seconds), 6), int)
+  prefix = stage.hidden(stage.flatten_prefix({
+      'mulan': musiclm.mulan_codes(['slow strings', 'fast rock']), 'melody': tune}), 'melody')
   sampler = sampling.Sampler(model.config, model.variables['params'], stage, weights_dtype='int8')
   ids = np.asarray(sampler.sample(prefix, jax.random.key(0)))
   inputs = np.concatenate([np.full((2, 1), token_layout.BOS_ID), prefix, ids[:, :-1]], axis=1)
