@@ -5,12 +5,14 @@ import subprocess
 import sys
 import textwrap
 
+import absent_gpus
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.experimental import pallas as pl
 
 from musiclm_jax import program_costs
+from musiclm_jax.models import attention
 
 
 def flops(function, *shapes):
@@ -50,6 +52,30 @@ def test_a_kernel_counts_at_every_point_of_its_grid():
   call = pl.pallas_call(kernel, out_shape=jax.ShapeDtypeStruct((8, 8), jnp.float32), grid=(3, 2),
                         in_specs=[whole, whole], out_specs=whole)
   assert flops(call, (8, 8), (8, 8)) == 6 * 2 * 8 ** 3
+
+
+@pytest.mark.parametrize('shape', [(1, 1, 1), (2, 1, 2)])
+def test_cudnns_attention_counts_as_the_products_it_stands_for(monkeypatch, shape):
+  """Forward two of them, backward five: it makes the scores again. On all devices together."""
+  batch, heads, length, dim = 4, 2, 10, 8
+  zeros = lambda *sizes: jnp.zeros(sizes, jnp.bfloat16)
+  query, key = zeros(batch, heads, length, dim), zeros(batch, heads, dim, length)
+  mask = jnp.tril(jnp.ones((length, length), bool))
+
+  def fused(query, key, value):
+    return attention.fused_attention(query, key, value, mask, None, heads, causal=True)
+
+  def loss(*args):
+    return jnp.sum(jnp.square(fused(*args).astype(jnp.float32)))
+
+  product = 2 * batch * heads * length * length * dim
+  with absent_gpus.mesh(monkeypatch, shape):
+    forward = jax.make_jaxpr(fused)(query, key, query)
+    both = jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(query, key, query)
+  assert 'dot_general' not in str(both)
+  assert program_costs.flops(forward) == 2 * product
+  assert program_costs.flops(both) == 7 * product
+  assert program_costs.flops(jax.make_jaxpr(fused)(query, key, query)) == 2 * product  # by XLA
 
 
 @pytest.mark.parametrize('policy, wanted', [

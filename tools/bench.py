@@ -21,7 +21,7 @@ python tools/bench.py decode --gin_file=gin/runs/semantic_base.gin --weights_dty
   --hugging_face --hugging_face_python=/tmp/parity/bin/python
 """
 TRAIN = r"""
-python tools/bench.py train --gin_file=gin/runs/semantic_tiny.gin --steps=20 --repeats=3
+python tools/bench.py train --gin_file=gin/runs/semantic_tiny.gin --steps=20 --repeats=3 --kernels
 python tools/bench.py train --gin_file=gin/runs/coarse_base.gin \
   --gin_file=gin/topologies/single_device.gin --gin.BATCH_SIZE=16
 """
@@ -32,6 +32,7 @@ python tools/bench.py input --gin_file=gin/runs/mulan_base.gin --gin_file=gin/st
 """
 DECODE = r"""
 python tools/bench.py decode --gin_file=gin/runs/semantic_tiny.gin --batch_sizes=1,16,64
+python tools/bench.py decode --gin_file=gin/runs/semantic_base.gin --batch_sizes=64 --kernels
 python tools/bench.py decode --gin_file=gin/runs/semantic_base.gin --weights_dtype=bfloat16 \
   --hugging_face --hugging_face_dtype=bfloat16 --hugging_face_python=/tmp/parity/bin/python
 """
@@ -77,6 +78,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
                       help='of its weights (default: float32)')
   decode.add_argument('--hugging_face_python', metavar='PATH',
                       help='a Python with torch and transformers (default: this one)')
+  for each in (train, decode):
+    each.add_argument('--kernels', action='store_true',
+                      help="also profile: time by kind of kernel, and the longest kernels")
   parsers = {'train': train, 'input': reading, 'decode': decode}
   for name, each in parsers.items():
     each.prog = f'{parser.prog} {name}'
@@ -91,6 +95,8 @@ def _parse(arguments):
   parser, commands = _parsers()
   command = parser.parse_args(arguments[:1]).command
   flags, bindings = cli.parse_gin(commands[command], arguments[1:])
+  if command == 'decode' and flags.hugging_face and flags.kernels:
+    commands[command].error('--kernels does not apply with --hugging_face')
   if command == 'decode' and not flags.hugging_face:
     for name in ('hugging_face_dtype', 'hugging_face_python'):
       if getattr(flags, name):
@@ -101,7 +107,8 @@ def _parse(arguments):
 def _train(flags, run):
   from musiclm_jax.benchmarks import train_speed
 
-  yield train_speed.measure(**run, steps=flags.steps, repeats=flags.repeats)
+  yield train_speed.measure(**run, steps=flags.steps, repeats=flags.repeats,
+                            kernels=flags.kernels)
 
 
 def _input(flags, run):
@@ -126,7 +133,8 @@ def _decode(flags, run):
   decoding = decode_speed.Decoding(
       objective.config, objective.stage_layout, flags.weights_dtype, run['mesh_shape'])
   for batch_size in flags.batch_sizes:
-    yield decode_speed.measure(decoding, batch_size, flags.tokens, flags.temperature, flags.repeats)
+    yield decode_speed.measure(
+        decoding, batch_size, flags.tokens, flags.temperature, flags.repeats, flags.kernels)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from musiclm_jax import errors, partitioning, sampling, token_layout
-from musiclm_jax.benchmarks import devices, random_values
+from musiclm_jax.benchmarks import devices, kernel_times, random_values
 from musiclm_jax.models import transformer
 from musiclm_jax.objectives import base, language_model
 
@@ -41,6 +41,7 @@ class DecodeSpeed:
   first_seconds: float
   weight_bytes: int
   cache_bytes: float
+  kernels: kernel_times.KernelTimes | None = None
 
   @property
   def tokens_per_second(self) -> float:
@@ -64,7 +65,8 @@ class DecodeSpeed:
     return dataclasses.asdict(self) | {
         'tokens_per_second': self.tokens_per_second,
         'tokens_per_second_per_example': self.tokens_per_second / self.batch_size,
-        'token_seconds': self.token_seconds, 'bandwidth_share': self.bandwidth_share}
+        'token_seconds': self.token_seconds, 'bandwidth_share': self.bandwidth_share,
+        'kernels': self.kernels and self.kernels.as_json()}
 
   def describe(self) -> str:
     """Returns the figures as lines of text."""
@@ -84,6 +86,7 @@ class DecodeSpeed:
         f'a token after prefill: {1000 * self.token_seconds:.3f} ms, reads '
         f'{self.weight_bytes / 2**20:,.1f} MiB of weights and {self.cache_bytes / 2**20:,.1f} MiB of '
         f'cache: {share}',
+        *([self.kernels.describe()] if self.kernels else []),
     ])
 
 
@@ -140,8 +143,11 @@ def check(objective: base.Objective, tokens: int) -> None:
 
 
 def measure(decoding: Decoding, batch_size: int, tokens: int, temperature: float = 1.0,
-            repeats: int = 5) -> DecodeSpeed:
-  """Returns how fast `tokens` ids are drawn for each of `batch_size` examples; see `check`."""
+            repeats: int = 5, kernels: bool = False) -> DecodeSpeed:
+  """Returns how fast `tokens` ids are drawn for each of `batch_size` examples; see `check`.
+
+  kernels: profiles one run more, prefill and all tokens.
+  """
   stage, levels = decoding.stage, decoding.stage.target.num_levels
   first = decoding.seconds(batch_size, tokens, temperature)
   decoding.seconds(batch_size, levels, temperature)  # compiles what is left
@@ -149,7 +155,9 @@ def measure(decoding: Decoding, batch_size: int, tokens: int, temperature: float
   for seed in range(repeats):
     seconds.append(decoding.seconds(batch_size, tokens, temperature, seed))
     prefill.append(decoding.seconds(batch_size, levels, temperature, seed))
+  profile = kernel_times.measure(
+      lambda: decoding.seconds(batch_size, tokens, temperature), tokens, 'token') if kernels else None
   return DecodeSpeed(
       stage.name, devices.of(decoding.mesh), batch_size, stage.prefix_length + 1, tokens, levels,
       decoding.num_params, decoding.weights_dtype, decoding.cache_dtype, temperature, seconds,
-      prefill, first, *decoding.token_bytes(batch_size, tokens))
+      prefill, first, *decoding.token_bytes(batch_size, tokens), profile)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from musiclm_jax import partitioning, program_costs, train_state, train_step
-from musiclm_jax.benchmarks import devices, random_values
+from musiclm_jax.benchmarks import devices, kernel_times, random_values
 from musiclm_jax.objectives import base
 
 
@@ -35,6 +35,7 @@ class TrainSpeed:
   model_flops: int
   program_flops: int
   loss: float
+  kernels: kernel_times.KernelTimes | None = None
 
   @property
   def step_seconds(self) -> float:
@@ -52,7 +53,9 @@ class TrainSpeed:
         'examples_per_second': self.batch_size / self.step_seconds,
         'tokens_per_second': self.tokens and self.tokens / self.step_seconds,
         'flops_per_second': self.model_flops / self.step_seconds}
-    return dataclasses.asdict(self) | {'step_seconds': self.step_seconds, 'mfu': self.mfu} | per_second
+    return dataclasses.asdict(self) | {
+        'step_seconds': self.step_seconds, 'mfu': self.mfu,
+        'kernels': self.kernels and self.kernels.as_json()} | per_second
 
   def describe(self) -> str:
     """Returns the figures as lines of text."""
@@ -69,6 +72,7 @@ class TrainSpeed:
         f'{found["examples_per_second"]:,.2f} examples/s{tokens}; loss at the end {self.loss:.3f}',
         f'FLOPs a step: model {self.model_flops:.3e}, program {self.program_flops:.3e}; '
         f'{found["flops_per_second"]:.3e} FLOP/s of the model; {used}',
+        *([self.kernels.describe()] if self.kernels else []),
     ])
 
 
@@ -76,8 +80,12 @@ def measure(
     *, objective: base.Objective, optimizer: Any, batch_size: int,
     mesh_shape: tuple[int, int, int] = (-1, 1, 1), microbatches: int = 1,
     average_decay: float | None = None, steps: int = 10, repeats: int = 5,
+    kernels: bool = False,
 ) -> TrainSpeed:
-  """Returns how fast the step of train.train is, always on the same batch of random values."""
+  """Returns how fast the step of train.train is, always on the same batch of random values.
+
+  kernels: profiles three steps more.
+  """
   mesh = partitioning.make_mesh(mesh_shape)
   partitioning.check_batch_size(batch_size, mesh, microbatches)
   wanted = train_state.shapes(
@@ -92,16 +100,23 @@ def measure(
     step = traced.lower().compile()
     compile_seconds = time.perf_counter() - start
     model_flops = train_step.model_flops(objective, wanted, batch)
-    seconds = []
-    for count in [1] + [steps] * repeats:  # the first warms up
-      start = time.perf_counter()
+    metrics = None
+
+    def run(count):
+      nonlocal state, metrics
       for _ in range(count):
         state, metrics = step(state, batch)
       jax.block_until_ready((state, metrics))
+
+    seconds = []
+    for count in [1] + [steps] * repeats:  # the first warms up
+      start = time.perf_counter()
+      run(count)
       seconds.append((time.perf_counter() - start) / count)
+    profile = kernel_times.measure(lambda: run(3), 3, 'step') if kernels else None
   stage = getattr(objective, 'stage_layout', None)
   return TrainSpeed(
       objective.model_name, devices.of(mesh), dict(mesh.shape), batch_size,
       batch_size * stage.sequence_length if stage else None, train_state.num_params(state), steps,
       seconds[1:], compile_seconds, model_flops,
-      program_costs.flops(traced.jaxpr), float(metrics['loss']))
+      program_costs.flops(traced.jaxpr), float(metrics['loss']), profile)

@@ -1,8 +1,12 @@
 """Every implementation of attention is the same function, gradients included."""
 
+import re
+
+import absent_gpus
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from musiclm_jax.models import attention
 
@@ -25,7 +29,7 @@ def test_attention_equals_numpy_in_all_three_ways_and_both_shapes():
     args = (shape(query), shape(key).swapaxes(-2, -1), shape(value), mask, bias[None], heads)
     same = lambda y: y
     for y in (attention.attention(*args, same), attention.chunked_attention(*args, same, 4),
-              attention.fused_attention(*args)):
+              attention.fused_attention(*args), attention.fused_attention(*args, causal=True)):
       assert y.shape == args[0].shape
       np.testing.assert_allclose(y.reshape(expected.shape), expected, atol=1e-5)
 
@@ -51,3 +55,60 @@ def test_splash_attention_and_its_gradients_are_those_of_causal_attention():
     results.append((y, *back(pull)))
   for expected, got in zip(*results, strict=True):
     np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+# --- cuDNN's kernel, lowered for ----------------------------------------------------------------
+
+
+def operands(length=10, dim=8, dtype=jnp.bfloat16, has_bias=False, batch=4, heads=2, parts=1):
+  """Returns (query, key, value, bias) as a training step has them, of no values."""
+  shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, dtype)
+  bias = jax.ShapeDtypeStruct((parts, heads, length, length), jnp.float32) if has_bias else None
+  return (shape(batch, heads, length, dim), shape(batch, heads, dim, length),
+          shape(batch, heads, length, dim), bias)
+
+
+def fused(query, key, value, bias, causal=True):
+  mask = np.tril(np.ones((query.shape[2], key.shape[3]), bool))
+  return attention.fused_attention(query, key, value, mask, bias, query.shape[1], causal)
+
+
+def gradients(*args):
+  places = tuple(i for i, each in enumerate(args) if each is not None)
+  return jax.grad(lambda *args: jnp.sum(jnp.square(fused(*args).astype(jnp.float32))), places)(*args)
+
+
+@pytest.mark.parametrize('has_bias', [False, True])
+@pytest.mark.parametrize('shape', [(1, 1, 1), (2, 1, 2)])
+def test_training_on_nvidia_gpus_is_cudnns_kernel_on_each_device(monkeypatch, shape, has_bias):
+  """Causal by its own flag: with a mask array its name would be that of a kernel with bias."""
+  args = operands(has_bias=has_bias, parts=shape[0])
+  with absent_gpus.mesh(monkeypatch, shape):
+    forward = absent_gpus.cuda_text(fused, *args)
+    both = absent_gpus.cuda_text(gradients, *args)
+  name = 'ScaleBiasSoftmax' if has_bias else 'Softmax'
+  assert absent_gpus.kernels(forward) == {name: 1}
+  assert absent_gpus.kernels(both) == {name: 1, f'{name}Backward': 1}
+  calls = [line for line in (forward + both).splitlines() if '@__cudnn$' in line]
+  for call in calls:
+    assert 'mask_type' in call and re.findall(r'mask_type\W+(\w+)', call) == ['CAUSAL']
+    batch, heads = re.search(r'-> \(tensor<(\d+)x(\d+)x10x8xbf16>', call).groups()
+    assert (int(batch), int(heads)) == (4 // shape[0], 2 // shape[2])
+  # All of [T, T] in one array would be the logits.
+  assert has_bias or 'x10x10x' not in forward + both
+
+
+@pytest.mark.parametrize('change, place', [
+    ({'dtype': jnp.float32}, {}), ({'dim': 12}, {}), ({'dim': 136}, {}),
+    ({'has_bias': True, 'length': 9}, {}), ({}, {'kind': 'AMD Instinct MI300X'}),
+    ({}, {'kind': 'cpu', 'platform': 'cpu'}), ({}, {'kind': 'TPU v5', 'platform': 'tpu'})])
+def test_what_the_kernel_does_not_take_is_xlas(monkeypatch, change, place):
+  with absent_gpus.mesh(monkeypatch, **place):
+    text = absent_gpus.cuda_text(gradients, *operands(**change))
+  assert '__cudnn' not in text and 'dot_general' in text
+
+
+def test_other_masks_than_the_causal_one_are_xlas(monkeypatch):
+  with absent_gpus.mesh(monkeypatch):
+    text = absent_gpus.cuda_text(lambda *args: fused(*args, causal=False), *operands())
+  assert '__cudnn' not in text and 'dot_general' in text

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import absent_gpus
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -73,7 +74,8 @@ def test_scan_equals_unrolled_with_and_without_cache():
 
 
 @pytest.mark.parametrize('change', [
-    {'attention': 'fused'}, {'query_chunk': 4}, {'remat': 'full'}, {'remat': 'dots'}])
+    {'attention': 'fused'}, {'query_chunk': 4}, {'remat': 'full'}, {'remat': 'dots'},
+    {'attention': 'fused', 'remat': 'dots_attention'}])
 def test_settings_that_must_not_change_the_result(change):
   _, variables, _ = build()
 
@@ -84,6 +86,33 @@ def test_settings_that_must_not_change_the_result(change):
   grad = lambda config: jax.grad(loss)(variables['params'], config)
   expected, got = grad(CONFIG), grad(dataclasses.replace(CONFIG, **change))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), expected, got)
+
+
+@pytest.mark.parametrize('scan', [True, False])
+@pytest.mark.parametrize('remat, forward', [('dots_attention', 1), ('dots', 2), ('full', 2)])
+def test_only_dots_attention_keeps_what_the_cudnn_kernel_gave(monkeypatch, remat, forward, scan):
+  """A scan's body is lowered once, layers one by one; the backward pass is one kernel of each."""
+  config = dataclasses.replace(
+      CONFIG, attention='fused', dtype='bfloat16', position='rotary', remat=remat, scan_layers=scan)
+  decoder, tokens = transformer.Decoder(config), jnp.zeros((2, 10), jnp.int32)
+  variables = jax.eval_shape(lambda: nn.unbox(decoder.init(jax.random.key(0), tokens)))
+  loss = lambda variables, tokens: jnp.mean(decoder.apply(variables, tokens)[0])
+  with absent_gpus.mesh(monkeypatch):
+    text = absent_gpus.cuda_text(jax.grad(loss), variables, tokens)
+  bodies = 1 if scan else CONFIG.num_layers
+  assert absent_gpus.kernels(text) == {'Softmax': forward * bodies, 'SoftmaxBackward': bodies}
+
+
+def test_with_a_cache_no_cudnn_kernel_is_used(monkeypatch):
+  config = dataclasses.replace(CONFIG, attention='fused', dtype='bfloat16', position='rotary')
+  decoder, tokens = transformer.Decoder(config), jnp.zeros((2, 10), jnp.int32)
+  variables = jax.eval_shape(lambda: nn.unbox(decoder.init(jax.random.key(0), tokens)))
+  for shard_heads in (False, True):
+    with absent_gpus.mesh(monkeypatch):
+      cache = jax.eval_shape(lambda: transformer.init_cache(config, 2, 10, shard_heads=shard_heads))  # noqa: B023
+      text = absent_gpus.cuda_text(decoder.apply, variables, tokens, cache)
+      assert not absent_gpus.kernels(text)
+      assert absent_gpus.kernels(absent_gpus.cuda_text(decoder.apply, variables, tokens))
 
 
 def test_level_logits_are_columns_of_the_logits():
