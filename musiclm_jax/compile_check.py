@@ -91,6 +91,7 @@ def check_train_step(
   return compile_reports.TrainReport(
       topology, mesh.size, dict(mesh.shape), batch_size, microbatches, train_state.num_params(wanted),
       state | _hbm(memory), int(chip.hbm), model_flops, program_flops, collectives,
+      program_costs.collectives(text, branch=max),
       _needed(objective, wanted.params, mesh, batch_size, microbatches), seconds,
       time.monotonic() - start)
 

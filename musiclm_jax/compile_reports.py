@@ -17,8 +17,10 @@ class TrainReport:
     the state holds, activations are all that lives within the step.
   model_flops: three times the forward pass; program_flops: with what the backward pass computes
     again.
-  collectives: {kind: (how many, bytes a chip sends)}; needed: the bytes that the sharding needs,
-    see program_costs.needed_bytes and needed_for_activations.
+  collectives: {kind: (how many, bytes a chip sends)}, of choices by the branch that sends least;
+    dearest_collectives: by the one that sends most, as in a first step that starts codebooks.
+  needed: the bytes that the sharding needs, see
+    program_costs.needed_bytes and needed_for_activations.
   seconds: {'compute', 'memory', 'network'}: lower bounds of a step, each as if the others took no
     time.
   """
@@ -34,6 +36,7 @@ class TrainReport:
   model_flops: int
   program_flops: int
   collectives: dict[str, program_costs.Collectives]
+  dearest_collectives: dict[str, program_costs.Collectives]
   needed: dict[str, float]
   seconds: dict[str, float]
   compile_seconds: float
@@ -65,7 +68,9 @@ class TrainReport:
         f'HBM per chip, GiB: {gib(self.hbm)}, of {self.hbm_limit / 2**30:.2f}',
         f'FLOPs per step: model {self.model_flops:.3e}, program {self.program_flops:.3e} '
         f'({self.program_flops / self.model_flops:.2f} times the model)',
-        f'collectives, sent by a chip per step: {_moved(self.collectives)}',
+        f'collectives, sent by a chip per step: {_moved(self.collectives)}'
+        + (f'; by the dearest branches: {_moved(self.dearest_collectives)}'
+           if self.dearest_collectives != self.collectives else ''),
         'of these the sharding needs: ' + ', '.join(
             f'{kind} {sent / 2**20:,.0f} MiB' for kind, sent in self.needed.items())
         + (f'; gathers and scatters, with permutes in their place: {ratio:.2f} times that'

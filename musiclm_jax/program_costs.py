@@ -6,7 +6,7 @@ The compiler's own count of FLOPs takes the body of a scan once and knows no Pal
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 _COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
@@ -97,10 +97,13 @@ class _Instruction(NamedTuple):
   rest: str
 
 
-def collectives(hlo: str, unknown_trips: int | None = None) -> dict[str, Collectives]:
+def collectives(hlo: str, unknown_trips: int | None = None, branch: Callable = min
+                ) -> dict[str, Collectives]:
   """Returns {kind: its count and bytes} of a compiled program's text, loops counted fully.
 
-  A loop of unknown length runs `unknown_trips` times, and is a ValueError without.
+  A loop of unknown length runs `unknown_trips` times, and is a ValueError without.  Of a choice the
+  branch counts that sends least, or most with `branch` max: codebooks that are started by k-means in
+  the first step send for that once.
 
   Of n devices that share B bytes a ring sends: all-gather and reduce-scatter (n - 1) / n B, where B
   is the whole array; all-reduce twice that; a permute the bytes it passes on.
@@ -123,7 +126,11 @@ def collectives(hlo: str, unknown_trips: int | None = None) -> dict[str, Collect
         times = 1
         if instruction.opcode == 'while':
           times = _trips(instruction, computations, unknown_trips)
-        for callee in () if _goes_on(instruction) else _callees(instruction):
+        callees = () if _goes_on(instruction) else _callees(instruction)
+        if instruction.opcode == 'conditional' and callees:
+          callees = [branch(callees, key=lambda callee: sum(
+              each.times * each.size for each in found(callee).values()))]
+        for callee in callees:
           for channel, each in found(callee).items():
             before = sent[channel].times if channel in sent else 0
             sent[channel] = each._replace(times=before + times * each.times)

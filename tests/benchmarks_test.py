@@ -18,6 +18,7 @@ from musiclm_jax.benchmarks import (
     devices,
     hugging_face_decode,
     input_speed,
+    kernel_times,
     random_values,
     side_by_side,
     train_speed,
@@ -59,8 +60,9 @@ def test_a_random_batch_has_the_shapes_and_ids_that_training_eats():
 def test_training_figures_agree_and_flops_are_those_of_the_matrices():
   speed = train_speed.measure(
       objective=OBJECTIVE, optimizer=optimizers.adamw(1e-2), batch_size=BATCH,
-      mesh_shape=(1, 1, 1), steps=2, repeats=3)
+      mesh_shape=(1, 1, 1), steps=2, repeats=3, kernels=True)
   found = json.loads(json.dumps(speed.as_json()))
+  assert found['kernels']['count'] == 3 and found['kernels']['kinds']['matrix product']['seconds'] > 0
   assert len(speed.seconds) == 3 and min(speed.seconds) > 0 and speed.compile_seconds > 0
   assert found['examples_per_second'] * speed.step_seconds == pytest.approx(BATCH)
   assert found['tokens_per_second'] * speed.step_seconds == pytest.approx(
@@ -233,13 +235,59 @@ def test_ratios_are_pair_by_pair():
   assert 'theirs takes 3.00 (2.00 to 5.00) times as long' in pairs.describe()
 
 
+# --- Kernels ----------------------------------------------------------------------------------
+
+
+def test_kernels_of_a_decoded_token_add_up(decoding):
+  speed = decode_speed.measure(decoding, BATCH, TOKENS, repeats=1, kernels=True)
+  found = json.loads(json.dumps(speed.as_json()))['kernels']
+  assert (found['unit'], found['count']) == ('token', TOKENS)
+  assert 0 < found['busy_seconds'] and 0 < found['span_seconds'] < 60
+  for name in ('kinds', 'kernels'):
+    spent = [each['seconds'] for each in found[name].values()]
+    assert sum(spent) == pytest.approx(found['busy_seconds'])
+    assert spent == sorted(spent, reverse=True) and min(spent) >= 0
+    assert min(each['launches'] for each in found[name].values()) > 0
+  # Of each layer: query, key, value, scores, weighted values, out, gate, up, down.
+  assert found['kinds']['matrix product']['launches'] > CONFIG.num_layers
+  assert speed.kernels.describe() in speed.describe()
+  assert 'matrix product' in speed.kernels.describe()
+
+
+def test_an_outer_kernel_counts_without_those_that_run_in_it():
+  """Two units: a loop from 0 to 100 with a product 10..40, in that a copy 20..25; then a product."""
+  event = kernel_times.Event
+  line = [event('while.3', 0, 100), event('dot.1', 10, 30), event('copy.2', 20, 5),
+          event('dot.2_1', 100, 50)]
+  apart = kernel_times.without_inner(line)
+  assert sorted((each.name, each.spent) for each in apart) == [
+      ('copy.2', 5), ('dot.1', 25), ('dot.2_1', 50), ('while.3', 70)]
+  found = kernel_times.added_up(apart, 2, 'step')
+  assert found.busy_seconds == pytest.approx(75e-9) and found.span_seconds == pytest.approx(75e-9)
+  assert found.kernels['dot'] == (pytest.approx(75e-9 / 2), 1)
+  assert list(found.kinds) == ['matrix product', 'other', 'copy']
+
+
+@pytest.mark.parametrize('kernel, kind', [
+    ('cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16_knob_26_64x64x64', 'attention'),
+    ('void cudnn::fusion::compute_dot_do_o_specialized<true, 64>(v', 'attention'),
+    ('nvjet_sm90_tst_256x96_64x4_1x2_h_bz_coopA_splitK_NTT', 'matrix product'),
+    ('gemm_fusion_dot_49', 'matrix product'), ('loop_add_multiply_select_fusion', 'elementwise'),
+    ('input_concatenate_fusion_3', 'elementwise'), ('input_reduce_fusion', 'reduction'),
+    ('loop_dynamic_update_slice_fusion_48', 'cache or slice'), ('memcpy128', 'copy'),
+    ('MemcpyD2H', 'copy'), ('Memset', 'memset'), ('reduce-scatter.2', 'collective'),
+    ('ncclDevKernel_AllGather_RING_LL(ncclDevKernelArgs)', 'collective'), ('while.5', 'other')])
+def test_kinds_of_kernels(kernel, kind):
+  assert kernel_times.kind_of(kernel) == kind
+
+
 # --- The tool ---------------------------------------------------------------------------------
 
 
 def test_the_tool_writes_what_it_prints(tmp_path):
   done = subprocess.run(
       [sys.executable, str(ROOT / 'tools' / 'bench.py'), 'decode', '--batch_sizes=1,2',
-       '--gin_file=gin/runs/semantic_tiny.gin', '--tokens=4', '--repeats=1',
+       '--gin_file=gin/runs/semantic_tiny.gin', '--tokens=4', '--repeats=1', '--kernels',
        '--gin.transformer.DecoderConfig.num_layers=1', f'--json={tmp_path}/a'], cwd=ROOT,
       env=os.environ | {'JAX_PLATFORMS': 'cpu'}, capture_output=True, text=True, timeout=300)
   assert not done.returncode, done.stderr
@@ -248,3 +296,4 @@ def test_the_tool_writes_what_it_prints(tmp_path):
   assert [each['batch_size'] for each in found['results']] == [1, 2]
   for each in found['results']:
     assert f'{each["tokens_per_second"]:,.1f} tokens/s' in done.stdout
+    assert f'busy {1000 * each["kernels"]["busy_seconds"]:.3f} ms' in done.stdout

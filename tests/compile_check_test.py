@@ -139,6 +139,7 @@ REPORT = compile_reports.TrainReport(
     collectives={'all-gather': program_costs.Collectives(3, 90.0),
                  'collective-permute': program_costs.Collectives(4, 30.0),
                  'all-reduce': program_costs.Collectives(1, 500.0)},
+    dearest_collectives={'all-gather': program_costs.Collectives(7, 3.0 * GIB)},
     needed={'all-gather': 80.0, 'reduce-scatter': 20.0, 'all-reduce': 400.0},
     seconds={'compute': 0.01, 'memory': 0.002, 'network': 0.02}, compile_seconds=1.0)
 
@@ -148,6 +149,13 @@ def test_permutes_stand_in_for_gathers_and_all_reduces_do_not():
   nothing = {'all-gather': 0.0, 'reduce-scatter': 0.0, 'all-reduce': 400.0}
   whole = dataclasses.replace(REPORT, needed=nothing)
   assert whole.gather_ratio is None and 'times that' not in whole.describe()
+
+
+def test_what_only_some_steps_send_is_told_apart():
+  assert 'all-gather 0 MiB in 3, all-reduce 0 MiB in 1, collective-permute 0 MiB in 4; by the ' \
+      'dearest branches: all-gather 3,072 MiB in 7' in REPORT.describe()
+  same = dataclasses.replace(REPORT, dearest_collectives=REPORT.collectives)
+  assert 'dearest' not in same.describe()
 
 
 def test_the_table_marks_batches_that_are_not_the_runs_own(tmp_path):

@@ -165,6 +165,35 @@ ENTRY %main (input: f32[8,16]) -> f32[8,16] {
 """
 
 
+CHOICE = """
+%often (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %r = f32[8]{0} all-reduce(%p), channel_id=1, replica_groups=[1,8]<=[8], to_apply=%add
+}
+
+%once (p.1: f32[8]) -> f32[8] {
+  %p.1 = f32[8]{0} parameter(0)
+  %g = f32[64]{0} all-gather(%p.1), channel_id=2, replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %r.1 = f32[8]{0} all-reduce(%p.1), channel_id=3, replica_groups=[1,8]<=[8], to_apply=%add
+}
+
+ENTRY %main (a: f32[8], b: pred[]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  %b = pred[] parameter(1)
+  ROOT %c = f32[8]{0} conditional(%b, %a, %a), BRANCHES
+}
+"""
+
+
+@pytest.mark.parametrize('branches', [
+    'true_computation=%once, false_computation=%often', 'branch_computations={%often, %once}'])
+def test_of_a_choice_the_branch_that_sends_least_counts_or_most(branches):
+  hlo = CHOICE.replace('BRANCHES', branches)
+  least, most = (program_costs.collectives(hlo, branch=branch) for branch in (min, max))
+  assert least == {'all-reduce': (1, 56.0)} == program_costs.collectives(hlo)  # 2 * 7/8 * 32 bytes
+  assert most == {'all-reduce': (1, 56.0), 'all-gather': (1, 224.0)}
+
+
 def test_collectives_by_hand():
   """The loop runs for i = 0, 2, 4, 6; a gather that goes on beside an inner loop is one, and an
   all-reduce of which each device keeps its slice is a reduce-scatter."""

@@ -5,7 +5,7 @@ from musiclm_jax import cli
 _EXAMPLES = """
 tools/evaluate_generation.py --output=modes
 tools/evaluate_generation.py --model=models --seconds=240 --num_samples=8 --output=modes
-tools/evaluate_generation.py --modes=melody --melodies=hums,whistling.wav --output=modes
+tools/evaluate_generation.py --modes=melody --guidance=4 --melodies=hums,whistling.wav --output=modes
 """
 _MODES = ('long', 'story', 'continuation', 'melody')
 _STORY = ('0:00 A calm solo piano piece; 0:15 A fast rock song with distorted guitar and drums; '
@@ -33,6 +33,8 @@ def _parse():
   parser.add_argument('--story_overlap', type=cli.count, help='as generate.py takes it')
   parser.add_argument('--num_samples', type=cli.positive, default=4,
                       help='stories, continuations and pieces for each tune (default: 4)')
+  parser.add_argument('--guidance', type=float, default=1.0,
+                      help='of the pieces for tunes, as generate.py takes it (default: 1, off)')
   parser.add_argument('--melodies', metavar='WAV_OR_FOLDER[,..]',
                       help='tunes, their first 10 s (default: hums, composed for this)')
   parser.add_argument('--num_tunes', type=cli.positive, default=8,
@@ -80,8 +82,8 @@ def _continuation(musiclm, args, np, evaluation, save) -> None:
           f'most {worst:.1e}; the join: {found[-1].describe()}')
 
 
-def _melody(musiclm, args, evaluation, tunes, save) -> None:
-  followed = evaluation.follow(musiclm, tunes, args.prompt, args.num_samples)
+def _melody(musiclm, args, evaluation, tunes, how, save) -> None:
+  followed = evaluation.follow(musiclm, tunes, args.prompt, args.num_samples, how)
   for name, tune in tunes.items():
     save(name, tune)
     for kind, music in (('made', followed.made), ('unconditioned', followed.unconditioned)):
@@ -101,6 +103,8 @@ def main():
 
   tunes = evaluation.read_tunes(args.melodies.split(',')) if args.melodies else {}
   musiclm = generate.MusicLM.from_pretrained(args.model)
+  how = generate.PUBLISHED.guided(args.guidance)
+  musiclm.check_sampling(how)
   folder = epath.Path(args.output)
   save = lambda name, waveform: audio.write(
       folder / f'{name}.wav', waveform, musiclm.sample_rate, overwrite=True)
@@ -116,7 +120,7 @@ def main():
   if 'continuation' in wanted:
     _continuation(musiclm, args, np, evaluation, save)
   if 'melody' in wanted:
-    _melody(musiclm, args, evaluation, tunes, save)
+    _melody(musiclm, args, evaluation, tunes, how, save)
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ tools/generate.py --prompt="Fast rock with distorted guitar" --output=rock.wav -
 tools/generate.py --prompt="Lo-fi hip hop beat" --output=beat.wav --num_samples=8 --keep_best=2
 tools/generate.py --story="0:00 A calm solo piano piece; 0:15 A fast rock song" --story_overlap=0 --output=story.wav
 tools/generate.py --continue_from=piano.wav --output=more.wav --seconds=20
-tools/generate.py --melody=humming.wav --prompt="A guitar solo" --output=guitar.wav
+tools/generate.py --melody=humming.wav --prompt="A guitar solo" --guidance=4 --output=guitar.wav
 tools/generate.py --style_audio=rock.wav --prompt="Solo piano" --style_weight=0.3 --output=both.wav
 tools/generate.py --prompt="Ambient" --seconds=600 --stream --output=- | ffplay -
 tools/generate.py --prompts=prompts.tsv --output=gs://bucket/run1/ --batch_size=16
@@ -60,7 +60,8 @@ def _parse(argv):
                        help='draw among the likeliest tokens of this probability (default: 1)')
   model.add_argument('--guidance', type=float, default=1.0,
                      help='classifier-free guidance of the semantic and coarse stages, where they '
-                          'were trained for it; above 1 is closer to the prompt (default: 1, off)')
+                          'were trained for it; above 1 is closer to prompt and melody (default: 1, '
+                          'off)')
 
   output = parser.add_argument_group('output')
   output.add_argument('--output', required=True,
@@ -103,9 +104,9 @@ def _sampling(args, generate):
   stages = {
       stage: generate.StageSampling(
           getattr(args, f'{stage}_temperature'), getattr(args, f'{stage}_top_k'),
-          getattr(args, f'{stage}_top_p'), 1.0 if stage == 'fine' else args.guidance)
+          getattr(args, f'{stage}_top_p'))
       for stage in _TEMPERATURES}
-  return generate.Sampling(**stages)
+  return generate.Sampling(**stages).guided(args.guidance)
 
 
 def _one_prompt(args):

@@ -128,10 +128,10 @@ def _events(profile: Any) -> Iterator[Event]:
         chosen = [each for each in line.events if any(name == 'hlo_op' for name, _ in each.stats)]
       else:
         continue
-      yield from _without_inner(Event(each.name, each.start_ns, each.duration_ns) for each in chosen)
+      yield from without_inner(Event(each.name, each.start_ns, each.duration_ns) for each in chosen)
 
 
-def _without_inner(events: Iterable[Event]) -> list[Event]:
+def without_inner(events: Iterable[Event]) -> list[Event]:
   """Returns the events of one line, of each the time in which none that began within it ran."""
   found, open_ = [], []  # open_: [place in found, end]
   for each in sorted(events, key=lambda each: (each.start, -each.spent)):

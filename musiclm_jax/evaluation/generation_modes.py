@@ -114,15 +114,15 @@ class Followed:
   similarity: chroma.Report
 
 
-def follow(musiclm: generate.MusicLM, tunes: Mapping[str, np.ndarray], prompt: str, num_samples: int
-           ) -> Followed:
+def follow(musiclm: generate.MusicLM, tunes: Mapping[str, np.ndarray], prompt: str, num_samples: int,
+           how: generate.Sampling = generate.PUBLISHED) -> Followed:
   """Returns `num_samples` pieces for each tune, as long as the longest, with seeds of their own."""
   rate = musiclm.sample_rate
   seconds = min(TUNE_SECONDS, math.ceil(max(map(len, tunes.values())) / rate))
   music = {}
   for melodic in (True, False):
     music[melodic] = {
-        name: musiclm.generate([prompt] * num_samples, seconds=seconds, seed=200 + i,
+        name: musiclm.generate([prompt] * num_samples, seconds=seconds, seed=200 + i, how=how,
                                melody=tune if melodic else None)
         for i, (name, tune) in enumerate(tunes.items())}
   report = chroma.measure(

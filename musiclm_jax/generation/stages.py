@@ -52,6 +52,12 @@ class Sampling:
   coarse: StageSampling = StageSampling(temperature=0.95)
   fine: StageSampling = StageSampling(temperature=0.4)
 
+  def guided(self, guidance: float) -> 'Sampling':
+    """Returns the same with guidance of the stages that hear the prompt and the melody."""
+    return dataclasses.replace(self, **{
+        name: dataclasses.replace(getattr(self, name), guidance=guidance)
+        for name in ('semantic', 'coarse')})
+
 
 @dataclasses.dataclass(frozen=True)
 class Conditions:
