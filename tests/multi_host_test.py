@@ -304,7 +304,7 @@ def bindings(workdir, tokens):
   return [
       f'WORKDIR={workdir}', f'TOKENS_DIR={tokens}', f'TOTAL_STEPS={STEPS}', 'BATCH_SIZE=4',
       'CROP_SECONDS=1.0', 'MESH_SHAPE=(1,-1,1)', 'LOG_EVERY=1', 'CHECKPOINT_EVERY=1000',
-      'EVAL_EVERY=1000', 'EVAL_BATCHES=1', f'EXPORT_DIR={workdir}/exported',
+      'token_layout.TokenLayout.melody=None', 'EVAL_EVERY=1000', 'EVAL_BATCHES=1', f'EXPORT_DIR={workdir}/exported',
       *(f'transformer.DecoderConfig.{name}={value}' for name, value in decoder.items()),
   ]  # fmt: skip
 

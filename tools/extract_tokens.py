@@ -39,8 +39,9 @@ def _check_use(parser, args) -> None:
 def _parser():
   parser = cli.parser(
       'Turns audio files, or waveform records, into token records with exported models: '
-      'soundstream, w2v_bert, semantic_quantizer, mulan and mulan_quantizer. An interrupted run '
-      'goes on when started again. What cannot be read is listed in OUTPUT/rejected.jsonl.',
+      'soundstream, w2v_bert, semantic_quantizer, mulan and mulan_quantizer, and melody and '
+      'melody_quantizer where they are there. An interrupted run goes on when started again. What '
+      'cannot be read is listed in OUTPUT/rejected.jsonl.',
       """
 python tools/extract_tokens.py --input=~/Music --models=models --output=data/tokens
 python tools/extract_tokens.py --waveforms=data/corpus --models=models --output=data/tokens
@@ -51,7 +52,7 @@ python tools/extract_tokens.py --input=gs://b/music --models=gs://b/models --out
   source = parser.add_mutually_exclusive_group(required=True)
   source.add_argument('--input', help='folder of audio files, or corpus directory; may be gs://')
   source.add_argument('--waveforms', help='waveform records, of prepare_audio.py')
-  parser.add_argument('--models', required=True, help='directory of the five exported models')
+  parser.add_argument('--models', required=True, help='directory of the exported models named above')
   parser.add_argument('--output', required=True, help='directory of token records to write')
   parser.add_argument('--splits', help='of --waveforms, comma-separated; all by default')
   parser.add_argument('--clip_seconds', type=cli.positive,

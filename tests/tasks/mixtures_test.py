@@ -135,7 +135,8 @@ def test_a_run_file_takes_directories_with_rates(folders):
             for name, value in zip(names, values, strict=True)]
   gin_utils.load([str(ROOT / 'gin' / 'runs' / 'semantic_tiny.gin')], [
       'WORKDIR=unused', f'TOKENS_DIR=[("{folders[0]}", 3.0), ("{folders[1]}", 1.0)]',
-      'CROP_SECONDS=2.0', 'token_layout.TokenLayout.coarse_levels=1', *layout])
+      'CROP_SECONDS=2.0', 'token_layout.TokenLayout.coarse_levels=1',
+      'token_layout.TokenLayout.melody=None', *layout])
   arguments = gin_utils.arguments(train.train, ('dataset', 'eval_dataset'))
   mixture = arguments['dataset'].task
   assert [mixture.get_rate(task) for task in mixture.tasks] == [3.0, 1.0]

@@ -53,7 +53,8 @@ def _flags(token_folder) -> str:
             for stream, values in sizes.items() for name, value in zip(names, values, strict=True)]
   return ' '.join([f'--gin_file={ROOT}/gin/runs/semantic_tiny.gin', f'--gin.CROP_SECONDS={SECONDS}.0',
                    f'--gin.TOKENS_DIR={token_folder}', *layout,
-                   '--gin.token_layout.TokenLayout.coarse_levels=1'])
+                   '--gin.token_layout.TokenLayout.coarse_levels=1',
+                   '--gin.token_layout.TokenLayout.melody=None'])
 
 
 def _tokens(token_folder, stage='semantic', **options):
