@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from musiclm_jax import audio, checkpoints, errors, generate, sampling, token_layout
+from musiclm_jax.evaluation import generation_modes
 from musiclm_jax.generation_jobs import one_prompt
 from musiclm_jax.models import transformer
 from musiclm_jax.objectives import losses
@@ -119,6 +120,17 @@ def test_prompt_and_seed_decide_the_file(tmp_path):
 def test_empty_prompt_is_refused(musiclm):
   with pytest.raises(errors.UserError, match='prompt is empty'):
     musiclm.generate([''])
+
+
+@pytest.mark.slow
+def test_music_follows_a_hummed_tune(musiclm):
+  """In chroma it is nearer to its tune than the music of other tunes is, and than music without one."""
+  tunes = generation_modes.hummed_tunes(4)
+  report = generation_modes.follow(
+      musiclm, tunes, 'A calm solo piano piece', 2, generate.PUBLISHED.guided(4.0)).similarity
+  own = report.own.mean()
+  assert own > report.others.mean() + 0.03 and own > report.unconditioned.mean() + 0.03, (
+      report.describe())
 
 
 def test_int8_weights_predict_as_well(musiclm):
