@@ -332,7 +332,7 @@ class TokenLayout:
       names = ('mulan', 'semantic', 'acoustic', *([MELODY] if value.get(MELODY) else []))
       streams = {name: _stream_from_json(value[name]) for name in names}
       return cls(**{**value, **streams})
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
       raise errors.UserError(f'not a token layout: {error}') from error
 
 

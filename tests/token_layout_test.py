@@ -191,6 +191,10 @@ def test_bad_layout_files(tmp_path):
     '{', '[]', '\udcff', '{"format_version": 1}',
     json.dumps({'format_version': 1, 'tokenizers': {}, 'layout': LAYOUT.to_json() | {
         'mulan': LAYOUT.to_json()['mulan'] | {'num_levels': '6'}}}),
+    json.dumps({'format_version': 1, 'tokenizers': {}, 'layout': []}),
+    json.dumps({'format_version': 1, 'tokenizers': {}, 'layout': LAYOUT.to_json() | {'melody': [4]}}),
+    json.dumps({'format_version': 1, 'tokenizers': {}, 'layout': WITH_MELODY.to_json() | {
+        'melody': WITH_MELODY.to_json()['melody'] | {'hop_seconds': -3}}}),
 ])
 def test_a_broken_layout_file_is_named(tmp_path, text):
   (tmp_path / 'layout.json').write_text(text, errors='surrogateescape')
