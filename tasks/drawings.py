@@ -27,13 +27,20 @@ def save(path: str, streams: Mapping[token_layout.TokenStream, np.ndarray],
 
 def _draw_codes(axes, stream: token_layout.TokenStream, codes: np.ndarray) -> None:
   """Draws a code as a colour, levels downwards, time to the right."""
-  seconds = len(codes) / stream.frame_rate if stream.frame_rate else 1
+  seconds = len(codes) * stream.hop_seconds / stream.frame_rate if stream.frame_rate else 1
   axes.imshow(codes.T, aspect='auto', interpolation='nearest', cmap='viridis', vmin=0,
               vmax=stream.codebook_size - 1, extent=(0, seconds, stream.num_levels - 0.5, -0.5))
   axes.set(ylabel=f'{stream.name}\nlevel', yticks=sorted({0, stream.num_levels - 1}),
-           xlabel='seconds' if stream.frame_rate else 'of the whole crop')
+           xlabel=_time_label(stream))
   if not stream.frame_rate:
     axes.set_xticks([])
+
+
+def _time_label(stream: token_layout.TokenStream) -> str:
+  if not stream.frame_rate:
+    return 'of the whole crop'
+  windows = f', where windows of {stream.window_seconds} s begin' if stream.window_seconds else ''
+  return f'seconds{windows}'
 
 
 def _draw_clip(above, below, name: str, clip: np.ndarray, rate: int) -> None:
