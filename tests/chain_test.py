@@ -1,5 +1,5 @@
 """The whole chain at the smallest size, through the entry functions and gin files people use:
-audio -> records -> three models -> tokenizers -> token records -> three stages -> a wav."""
+audio -> records -> four models -> tokenizers -> token records -> three stages -> a wav."""
 
 import json
 import pathlib
@@ -16,6 +16,7 @@ from musiclm_jax import (
     token_layout,
     train,
 )
+from musiclm_jax.corpus import melody_records
 from musiclm_jax.extraction import extract, shards
 from musiclm_jax.generation_jobs import one_prompt
 
@@ -33,6 +34,10 @@ SMALL = {
         'W2vBertConfig.prediction_layers = 1', 'W2vBertConfig.feature_layer = 1',
         'W2vBertConfig.conv_channels = 4', 'CROP_SECONDS = 4.0',
     ],
+    'melody': [
+        'EncoderConfig.num_layers = 1', 'EncoderConfig.emb_dim = 16', 'EncoderConfig.num_heads = 2',
+        'EncoderConfig.mlp_dim = 32', 'MelodyConfig.embedding_dim = 16', 'melody.melody.kinds = None',
+    ],
     'mulan': [
         'ResNetConfig.stage_sizes = (1, 1)', 'ResNetConfig.widths = (8, 16)',
         'ResNetConfig.stem_width = 8', 'EncoderConfig.num_layers = 1', 'EncoderConfig.emb_dim = 16',
@@ -47,6 +52,7 @@ STREAMS = [
     "mulan/TokenStream.num_levels = 2", "mulan/TokenStream.codebook_size = 8",
     "semantic/TokenStream.codebook_size = 16", "acoustic/TokenStream.codebook_size = 32",
     "acoustic/TokenStream.num_levels = 4", 'TokenLayout.coarse_levels = 2',
+    'melody/TokenStream.num_levels = 2', 'melody/TokenStream.codebook_size = 4',
 ]
 
 
@@ -66,6 +72,10 @@ def _write_corpus(directory: pathlib.Path) -> None:
         'id': f'clip{i}', 'path': f'audio/{i}.flac', 'split': 'test' if i == 7 else 'train',
         'captions': [f'a {"low" if i < 4 else "high"} organ tone number {i}'], 'aspects': [],
         'piece': f'piece{i}', 'seconds': 12.0, 'source': 'made here', 'licence': 'CC0-1.0'})
+  # Two halves of a clip are versions of its melody.
+  (directory / 'melodies.csv').write_text('path,melody,start,seconds,kind\n' + ''.join(
+      f'audio/{i}.flac,tune{i},{start},6,{kind}\n'
+      for i in range(8) for start, kind in ((0, 'instrument'), (6, 'hum'))))
   (directory / 'corpus.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
 
 
@@ -91,6 +101,9 @@ def folder(tmp_path_factory) -> pathlib.Path:
       input_dir=str(folder / 'corpus'), output_dir=str(folder / 'records'), progress=False)
   text.train_vocabulary(
       text.read_captions(str(folder / 'corpus' / 'corpus.jsonl')), 200, str(folder / 'vocab.txt'))
+  melody_records.write_records(
+      input_dir=str(folder / 'corpus'), table=str(folder / 'corpus' / 'melodies.csv'),
+      output_dir=str(folder / 'melodies'), test_fraction=0.0)
   return folder
 
 
@@ -98,6 +111,7 @@ def test_chain(folder):
   data = f"DATA_DIR = '{folder / 'records'}'"
   for name in ('soundstream', 'w2v_bert'):
     _train(name, folder, [data, *SMALL[name]])
+  _train('melody', folder, [f"DATA_DIR = '{folder / 'melodies'}'", *SMALL['melody']])
   _train('mulan', folder, [data, f"VOCAB_FILE = '{folder / 'vocab.txt'}'", *SMALL['mulan']])
   models = folder / 'models'
   records = str(folder / 'records')
@@ -106,6 +120,9 @@ def test_chain(folder):
   fit_quantizers.fit_mulan_quantizer(
       str(models / 'mulan'), records, str(models / 'mulan_quantizer'), num_quantizers=2,
       codebook_size=8)
+  fit_quantizers.fit_melody_quantizer(
+      str(models / 'melody'), records, str(models / 'melody_quantizer'), num_quantizers=2,
+      codebook_size=4)
   manifest = extract.extract(
       shards.Job(input=records, waveforms=True, models=str(models), output=str(folder / 'tokens'),
                  coarse_levels=2), progress=False)
@@ -114,7 +131,8 @@ def test_chain(folder):
   for stage in token_layout.STAGES:
     _train(stage, folder, [f"TOKENS_DIR = '{folder / 'tokens'}'", *STREAMS, *DECODER])
 
-  request = one_prompt.Request('a low organ tone', seconds=3)
+  tune = str(folder / 'corpus' / 'audio' / '3.flac')
+  request = one_prompt.Request('a low organ tone', seconds=3, melody=tune)
   names = one_prompt.generate_files(request, str(folder / 'out.wav'), model=str(models))
   waveform, rate = soundfile.read(names[0])
   assert rate == 24_000 and waveform.shape == (3 * 24_000,)
