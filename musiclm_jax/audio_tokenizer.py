@@ -142,18 +142,11 @@ class Tokenizer:
     return tokens
 
   def _mulan_windows(self, waveforms) -> list[dict[str, np.ndarray]]:
-    window = music_tokens.WINDOW_SECONDS
-    cut = [music_tokens.windows(waveform, window * audio.SAMPLE_RATE, audio.SAMPLE_RATE)
-           for waveform in waveforms]
-    counts = [len(rows) for rows in cut]
-    size = _windows_a_batch(self.batch_size, window)
-    embeddings = self._run(
-        'mulan', 'embed_audio', itertools.chain(*cut), sum(counts), size)
+    embeddings, cuts = self._embedded_windows(
+        'mulan', 'embed_audio', waveforms, music_tokens.WINDOW_SECONDS)
     # Codes of what the record will hold, rounded to float16, so that they can be made again.
     embeddings = embeddings.astype(np.float16)
-    rows = (row[None].astype(np.float32) for row in embeddings)
-    tokens = self._run('mulan_quantizer', 'encode', rows, len(embeddings), size)[:, 0]
-    cuts = np.cumsum(counts)[:-1]
+    tokens = self._window_tokens('mulan_quantizer', embeddings, music_tokens.WINDOW_SECONDS)
     return [{'mulan_embeddings': e, 'mulan_tokens': t}
             for e, t in zip(np.split(embeddings, cuts), np.split(tokens, cuts), strict=True)]
 
@@ -161,13 +154,25 @@ class Tokenizer:
     if token_layout.MELODY not in self.models:
       return [{} for _ in waveforms]
     window = self._melody_stream().window_seconds
-    cut = [music_tokens.windows(waveform, window * audio.SAMPLE_RATE, audio.SAMPLE_RATE)
+    embeddings, cuts = self._embedded_windows('melody', 'embed', waveforms, window)
+    tokens = self._window_tokens('melody_quantizer', embeddings, window)
+    return [{'melody_tokens': rows} for rows in np.split(tokens, cuts)]
+
+  def _embedded_windows(self, name: str, method: str, waveforms, seconds: int
+                        ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (f32[W, E] of the windows of all clips, one a second, where the next clip's begin)."""
+    cut = [music_tokens.windows(waveform, seconds * audio.SAMPLE_RATE, audio.SAMPLE_RATE)
            for waveform in waveforms]
     counts = [len(rows) for rows in cut]
-    size = _windows_a_batch(self.batch_size, window)
-    embeddings = self._run('melody', 'embed', itertools.chain(*cut), sum(counts), size)
-    tokens = self._run('melody_quantizer', 'encode', embeddings[:, None], sum(counts), size)[:, 0]
-    return [{'melody_tokens': rows} for rows in np.split(tokens, np.cumsum(counts)[:-1])]
+    embeddings = self._run(name, method, itertools.chain(*cut), sum(counts),
+                           _windows_a_batch(self.batch_size, seconds))
+    return embeddings, np.cumsum(counts)[:-1]
+
+  def _window_tokens(self, quantizer: str, embeddings: np.ndarray, seconds: int) -> np.ndarray:
+    """Returns int32[W, Q] of float[W, E]."""
+    rows = (row[None].astype(np.float32) for row in embeddings)
+    size = _windows_a_batch(self.batch_size, seconds)
+    return self._run(quantizer, 'encode', rows, len(embeddings), size)[:, 0]
 
   def _run(self, name: str, method: str, rows: Iterable[np.ndarray], count: int,
            batch_size: int, **options) -> np.ndarray:

@@ -95,29 +95,29 @@ class MusicLM:
 
   @functools.cached_property
   def _listener(self) -> dict[str, checkpoints.ExportedModel]:
-    """Returns the models that hear music, of the directory of the others."""
-    directory = self.models['mulan'].directory.parent
-    models = self.models | {
-        name: checkpoints.load_model(directory / name, name) for name in HEARING}
-    _check_tokenizers(models, {'semantic': self._saved_layout}, directory)
-    return models
+    """Returns the models that hear music, and those of the set."""
+    return self.models | self._beside(HEARING)
 
   @functools.cached_property
-  def _melody(self) -> list[checkpoints.ExportedModel]:
-    """Returns the models that hear a tune, of the directory of the others."""
-    directory = self.models['mulan'].directory.parent
+  def _melody(self) -> dict[str, checkpoints.ExportedModel]:
+    """Returns the models that hear a tune."""
     if self.layout.melody is None:
-      raise errors.UserError(f'a melody is given, but the stages of {directory} hear none: their '
-                             'layout.json has no melody stream')
-    models = {name: checkpoints.load_model(directory / name, name)
-              for name in token_layout.MELODY_TOKENIZERS}
+      raise errors.UserError(f'a melody is given, but the stages of {self._directory} hear none: '
+                             'their layout.json has no melody stream')
+    models = self._beside(token_layout.MELODY_TOKENIZERS)
     music_tokens.check_fitted_to(models['melody_quantizer'], models['melody'])
-    _check_tokenizers(self.models | models, {'semantic': self._saved_layout}, directory)
-    return list(models.values())
+    return models
 
   @property
-  def _saved_layout(self) -> token_layout.SavedLayout:
-    return token_layout.read_layout(self.models['mulan'].directory.parent / 'semantic')
+  def _directory(self) -> epath.Path:
+    return self.models['mulan'].directory.parent
+
+  def _beside(self, names: Sequence[str]) -> dict[str, checkpoints.ExportedModel]:
+    """Returns more models of the directory, checked to be those that made the stages' tokens."""
+    models = {name: checkpoints.load_model(self._directory / name, name) for name in names}
+    layouts = {'semantic': token_layout.read_layout(self._directory / 'semantic')}
+    _check_tokenizers(self.models | models, layouts, self._directory)
+    return models
 
   def stage(self, name: str) -> token_layout.StageLayout:
     """Returns the stage layout that the language model called `name` was trained with."""
@@ -169,9 +169,9 @@ class MusicLM:
 
     Q is what the stages were trained with. A tune shorter than a window is followed by silence.
     """
-    model, quantizer = self._melody
     return music_tokens.melody_tokens(
-        model, quantizer, tune, self.layout.melody.num_levels, hop_seconds=1)
+        self._melody['melody'], self._melody['melody_quantizer'], tune,
+        self.layout.melody.num_levels, hop_seconds=1)
 
   def similarity(self, prompts: Sequence[str | Story], waveforms: np.ndarray) -> np.ndarray:
     """Returns f32[B]: the cosine of the MuLan embeddings of each prompt and its f32[S].

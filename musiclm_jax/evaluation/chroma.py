@@ -3,13 +3,12 @@
 Axes: N tunes, B pieces of music a tune, S samples, T frames.
 
 Chroma, how strong each of the twelve pitch classes is, knows nothing of octaves and little of
-timbre.  It is librosa's of the short-time Fourier transform: on hums and other versions of the same
-melodies it tells tunes apart as well as that of the constant-Q transform, in a quarter of the time.
-A of 440 Hz is assumed: music out of tune or in another key is not similar.
+timbre.  It is librosa's of the short-time Fourier transform, faster than of the constant-Q one.  A of
+440 Hz is assumed: music out of tune or in another key is not similar.
 
 Departure: MusicGen's counts the frames whose strongest pitch class is the tune's.  Here each frame's
 mean over the classes is taken off before the cosine, which hears a melody below louder notes.  By
-the plain cosine white noise is more similar to a tune (0.5) than other tunes are (0.3).
+the plain cosine white noise is similar to every tune.
 
 Tunes of one key look alike, and so does any music in it: what a similarity is worth shows beside
 that to the music made for other tunes.

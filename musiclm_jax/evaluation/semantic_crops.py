@@ -102,7 +102,7 @@ class Crops:
     return cls(_tokenized(directory, split, tokenizer), stage, music_tokens.WINDOW_SECONDS, seed)
 
   def __iter__(self) -> Iterator[memorization.Example]:
-    stage, hidden = self._stage.sampler.stage, self._stage.saved.layout.melody
+    stage, melody = self._stage.sampler.stage, self._stage.saved.layout.melody
     pieces, failed = collections.deque(), []
 
     def arrays():
@@ -115,7 +115,7 @@ class Crops:
           yield {
               'mulan': record['mulan_tokens'], 'semantic': record['semantic_tokens'][:, None],
               'mulan_embeddings': record['mulan_embeddings'].astype(np.float32),
-              'melody': np.zeros((0, hidden.num_levels if hidden else 0), np.int32)}
+              'melody': np.zeros((0, melody.num_levels if melody else 0), np.int32)}
       except errors.UserError as error:  # TensorFlow would wrap it
         failed.append(error)
 

@@ -86,10 +86,10 @@ class Conditions:
            ) -> tuple[np.ndarray, np.ndarray]:
     """Returns melody codes int32[T, Q] from second `start` of the tune on, and which it has bool[T]."""
     rows = np.arange(stream.num_frames(seconds)) * stream.hop_seconds + start
-    there = np.zeros(len(rows), bool) if self.melody is None else (
-        (rows >= 0) & (rows < len(self.melody)))
+    there = (rows >= 0) & (rows < (0 if self.melody is None else len(self.melody)))
     codes = np.zeros((len(rows), stream.num_levels), np.int32)
-    codes[there] = self.melody[rows[there]] if there.any() else 0
+    if there.any():
+      codes[there] = self.melody[rows[there]]
     return codes, there
 
 
@@ -260,7 +260,7 @@ def check_sampling(how: Sampling, stages: Mapping[str, token_layout.StageLayout]
 
 
 def _hears_prompt(stage: token_layout.StageLayout) -> bool:
-  return any(stream.name == token_layout.PROMPT for stream in stage.prefix)
+  return token_layout.PROMPT in stage.conditions
 
 
 def _half(seconds: int) -> int:
